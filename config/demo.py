@@ -1,0 +1,14 @@
+# The embedded set on a laptop, in the time of a coffee: bash runs/demo.sh, or python train.py config/demo.py
+# 2 CPU cores: FILL
+out_dir = 'out/demo'
+dataset = 'scenes'
+context_s = 0.0              # here the voice speaks of a scene while it is shown, and of nothing else
+image_size, patch_size = 64, 16   # 16 patches: 0.4 GFLOP per pair
+n_embd, n_head = 128, 4
+parts = 'xmm_text:5,xmm_image:3,amm_text:3,amm_image:5'    # more of the alternate masking, which has to learn to paint from words
+keep_hi = 1.0                # half of 16 patches would hide half of the objects
+max_iters = 500              # x 128 pairs = 8.4 epochs of 7,600 frames
+warmup_iters = 100
+learning_rate = 4e-3
+eval_interval = 250
+log_interval = 25

@@ -1,0 +1,285 @@
+"""What a run learned: numbers into out/<run>/eval.json, pictures into out/<run>/*.png.
+
+    python eval.py --run=out/demo                                   everything, on the held-out videos
+    python eval.py --run=out/demo --tasks=retrieval --candidates=1000
+    python eval.py --run=out/demo --truth=data/scenes/videos/truth  also by concept, and whether the painted colours are the right ones
+
+Zero-shot retrieval both ways; masked words with the right picture, another one and none (the honest test that pictures are used); PSNR of
+painted patches; pictures from words alone and words from pictures alone. All on videos that training never saw, windows in the middle.
+"""
+import json, math, sys, textwrap, types
+from pathlib import Path
+from typing import Literal
+import numpy as np
+import torch
+import torch.nn.functional as F
+import model as models
+import train
+from configurator import configure
+from model import choose_words, take, unpatchify
+
+run = 'out/run'                  # a folder of train.py
+checkpoint: Literal['best', 'latest'] = 'best'
+dataset = ''                     # data/<dataset>; default: the run's own
+split: Literal['test', 'val', 'train'] = 'test'
+tasks = 'retrieval,words,patches,pictures'
+candidates = 1000                # pairs to retrieve among, at most; of each video those whose words do not overlap
+truth = ''                       # folder with NAME.json per video that says what is to be seen when, for scores by concept
+n_pictures = 8                   # rows of the pictures
+write_length = 16                # tokens written about a picture
+batch_size = 64
+device = 'auto'
+
+# ----------------------------------------------------------------------------------------------------------------------
+
+def load_run():
+    """-> (model, data): the checkpoint and the split to judge it on. train.py's knobs are set as the run had them."""
+    dev = device if device != 'auto' else 'cuda' if torch.cuda.is_available() else 'cpu'
+    path = Path(run) / f'{checkpoint}.pt'
+    path = path if path.exists() or checkpoint != 'best' else Path(run) / 'latest.pt'          # a run without a validation set
+    model = models.load(path, dev)
+    knobs = torch.load(path, map_location='cpu', weights_only=True)['config']
+    vars(train).update(knobs | dict(dataset=dataset or knobs['dataset'].split(',')[0], overfit=0, dataset_weights=()))
+    from prepare import gpt2_encoding
+    sets = train.open_sets(split, model.config, model.vocab.cpu().numpy(), gpt2_encoding())
+    if not sets:
+        sys.exit(f'error: the {split} split of {train.dataset} has no frame with words; take another --split, or prepare more videos')
+    return model, sets[0]
+
+def batches(model, data, ids, start, length):
+    """Yield (rows, patches uint8 (B, N, P), tokens (B, T), pad (B, 1 + T), noise (B, N + T)): windows in the middle, the noise always the same."""
+    c, dev = model.config, model.pixel_mean.device
+    noise = torch.from_numpy(train.draw_noise(train.EVAL_SEED, 0, 0, len(ids), c.n_patches + c.text_len))
+    for rows in np.array_split(np.arange(len(ids)), -(-len(ids) // batch_size)):
+        yield rows, *train.read_pairs(data, ids[rows], start[rows], length[rows], c, dev), noise[rows].to(dev)
+
+def elsewhere(video):
+    """A permutation that gives each pair another video's partner: half way round a list that is sorted by video."""
+    return np.roll(np.arange(len(video)), len(video) // 2)
+
+def spoken(data, start, length):
+    """The words of a span, for people."""
+    return data.encoding.decode([int(t) for t in data.tokens[start:start + length]]).strip()
+
+def true_scenes(data, ids):
+    """What `truth` says is to be seen in each frame -> [(segment, the video's whole truth)], ({}, {}) where it says nothing."""
+    rows = [json.loads(line) for line in open(data.path / 'videos.jsonl', encoding='utf-8')]
+    files, scenes = {}, []
+    for f in data.frames[ids]:
+        path = Path(truth) / (Path(rows[data.videos[f['video']]['row']]['source']).stem + '.json')
+        if path not in files:
+            files[path] = json.loads(path.read_text(encoding='utf-8')) if path.exists() else {}
+        about, t = files[path], (int(f['t_ms']) + int(f['t_end_ms'])) / 2000
+        scenes.append((next((s for s in about.get('segments', about.get('scenes', [])) if s['start'] <= t < s['end']), {}), about))
+    return scenes
+
+def concepts(data, ids):
+    """The name of what is to be seen in each frame, '' where the truth says nothing; None without truth."""
+    return np.array([s.get('name') or ' '.join(sorted(f"{o['colour']} {o['shape']}" for o in s.get('objects', []))) for s, _ in true_scenes(data, ids)]) if truth else None
+
+# ----------------------------------------------------------------------------------------------------------------------
+# retrieval
+
+def recalls(score, concept=None):
+    """score (n, n), the truth on the diagonal -> R@1/5/10 and the median rank (1 is best); by concept: any candidate of the same name is right."""
+    rank = train.ranks(score)
+    out = {f'r{k}': (rank < k).float().mean().item() for k in (1, 5, 10)} | dict(median_rank=rank.median().item() + 1)
+    if concept is not None:
+        same = torch.from_numpy(concept[:, None] == concept)
+        best = score.masked_fill(~same, -math.inf).max(1).values[:, None]
+        rank = (score > best).sum(1)[torch.from_numpy(concept != '')]
+        out |= {f'concept_r{k}': (rank < k).float().mean().item() for k in (1, 5, 10)}
+    return out
+
+def retrieval(model, data, pairs):
+    """Zero-shot: rank by the dot product of the ITC embeddings."""
+    if not model.config.has('itc'):
+        return dict(skipped='the run has no itc objective')
+    image, text = train.encode_pairs(model, data, *pairs)
+    score, concept = (image @ text.T).cpu(), concepts(data, pairs[0])
+    out = {way + k: v for way, s in (('i2t_', score), ('t2i_', score.T)) for k, v in recalls(s, concept).items()}
+    texts = [tuple(data.tokens[s:s + n]) for s, n in zip(pairs[1], pairs[2])]
+    out |= dict(candidates=len(score), chance_r1=1 / len(score), distinct_texts=len(set(texts)),
+                protocol=f'{split} split of {data.path.name}, frames whose words do not overlap, context {train.context_s} s, dot product')
+    if concept is not None:
+        out |= dict(concepts=len(set(concept)), concept_chance_r1=float((concept[:, None] == concept).mean()))
+    retrieval_picture(model, data, pairs, score)
+    return out
+
+# ----------------------------------------------------------------------------------------------------------------------
+# words and patches
+
+def words(model, data, pairs):
+    """Masked words told with the right picture, with another video's and with none: accuracy and bits per masked token."""
+    c, other = model.config, elsewhere(pairs[0])
+    if not c.has('mlm'):
+        return dict(skipped='the run has no mlm objective')
+    total = {k: np.zeros(2) for k in ('right', 'shuffled', 'none')}
+    count, uni = 0, torch.zeros(c.vocab_size)
+    everything = list(batches(model, data, *pairs))
+    patches = torch.cat([b[1] for b in everything])
+    for rows, _, tokens, pad, noise in everything:
+        slots, used = choose_words(tokens, pad[:, 1:], noise[:, c.n_patches:], c.mask_rate, math.ceil(c.mask_rate * c.text_len),
+                                   model.word_start if c.whole_word else None)
+        target = tokens.gather(1, slots)
+        hidden = tokens.scatter(1, slots, torch.where(used, model.mask_id, target))
+        text = model.unimodal(model.embed_text(hidden), pad)
+        for name, x in ('right', patches[rows]), ('shuffled', patches[other[rows]]), ('none', None):
+            image = None if x is None else model.unimodal(model.embed_image(model.normalise(x)))
+            logits = model.word_logits(take(model.fuse(text, image, pad)[0][:, 1:], slots)).float()[used]
+            total[name] += [(logits.argmax(-1) == target[used]).sum().item(), F.cross_entropy(logits, target[used], reduction='sum').item() / math.log(2)]
+        count += int(used.sum())
+        uni += torch.bincount(target[used].cpu(), minlength=c.vocab_size)
+    out = {f'mlm_acc_{k}': v[0] / count for k, v in total.items()} | {f'mlm_bits_{k}': v[1] / count for k, v in total.items()}
+    return out | dict(mlm_acc_commonest=(uni.max() / uni.sum()).item(), masked_tokens=count)
+
+def to_pixels(model, x):
+    """Normalised patches -> pixels in [0, 1]."""
+    B, N, P = x.shape
+    return (x.reshape(B, N, P // 3, 3) * model.pixel_std + model.pixel_mean).reshape(B, N, P).clamp(0, 1)
+
+def reconstruct(model, patches, tokens, pad, noise):
+    """-> painted pixels (B, N, P) of every patch from keep_lo of them and the words, mask (B, N) 1 = removed."""
+    c, x = model.config, model.normalise(patches)
+    ids_keep = noise[:, :c.n_patches].argsort(1)[:, :max(1, round(c.n_patches * c.keep_lo))]
+    with_words = set(c.plan) & {'xmm_image', 'joint'}
+    text, pad = (model.unimodal(model.embed_text(tokens), pad), pad) if with_words else (None, None)
+    text, image = model.fuse(text, model.unimodal(model.embed_image(x, ids_keep)), pad)
+    painted = model.predictor(text, model.predictor.canvas(image[:, 1:], ids_keep), pad).float()
+    if c.norm_pix:                                                     # the true statistics of each patch are given back: labelled so
+        painted = painted * (x.var(2, keepdim=True) + 1e-6).sqrt() + x.mean(2, keepdim=True)
+    return to_pixels(model, painted), torch.ones(x.shape[:2], device=x.device).scatter(1, ids_keep, 0.)
+
+def psnr(squares):
+    """Mean squared errors of pixels in [0, 1] -> dB of their mean."""
+    return -10 * math.log10(max(float(np.mean(squares)), 1e-10))
+
+def patches(model, data, pairs):
+    """PSNR of painted patches: the removed ones from the words and the others; all of them from the right words, from another video's, and
+    from no idea (the mean picture of the training set)."""
+    c, errors, painted = model.config, {}, {}
+    if not c.has('mim'):
+        return dict(skipped='the run has no mim objective')
+    training = train.open_split(data.path, 'train')
+    sample = np.linspace(0, len(training.frames) - 1, min(2000, len(training.frames))).astype(int)
+    nothing = np.zeros(len(sample), int)
+    mean = train.read_pairs(types.SimpleNamespace(**vars(training) | dict(lookup=data.lookup)), sample, nothing, nothing, c, model.pixel_mean.device)[0].float().mean(0) / 255
+    everything, other = list(batches(model, data, *pairs)), elsewhere(pairs[0])
+    tokens, pad = (torch.cat([b[i] for b in everything]) for i in (2, 3))
+    for rows, x, _, _, noise in everything:
+        real = x.float() / 255
+        some, gone = reconstruct(model, x, tokens[rows], pad[rows], noise)
+        found = dict(masked=((some - real).square().mean(2) * gone).sum(1) / gone.sum(1), mean_picture=(mean - real).square().mean((1, 2)))
+        if 'amm_image' in c.plan and not c.norm_pix:
+            for name, r in ('from_words', rows), ('from_other_words', other[rows]):
+                pixels = to_pixels(model, model.paint(tokens[r], pad[r]))
+                found[name] = (pixels - real).square().mean((1, 2))
+                painted.setdefault(name, []).append(unpatchify(pixels, c.patch_size).cpu())
+        for k, v in found.items():
+            errors.setdefault(f'psnr_{k}', []).extend(v.tolist())
+    out = {k: psnr(v) for k, v in errors.items()} | (dict(note='norm_pix: the true mean and deviation of each patch were given back') if c.norm_pix else {})
+    if truth and painted:
+        real = unpatchify(torch.cat([b[1] for b in everything]), c.patch_size).cpu().numpy()
+        out |= colours(data, pairs, real, {k: torch.cat(v).numpy() * 255 for k, v in painted.items()})
+    return out
+
+def colours(data, pairs, real, painted):
+    """Is what was painted of the right colour? For each object of the truth that was spoken of: the mean painted colour where the object
+    really is, and the nearest colour of the palette. real (n, H, W, 3) of 0..255, painted {name: the same} -> {colour_acc_name: share right}."""
+    hits, palette, size = [], [], real.shape[1]
+    cut = (data.meta['image_size'] - size) // 2 // data.meta['patch_size'] * data.meta['patch_size']
+    for i, (scene, about) in enumerate(true_scenes(data, pairs[0])):
+        palette, said = np.array(list(about.get('palette', {}).values()), float), spoken(data, pairs[1][i], pairs[2][i])
+        for o in scene.get('objects', []):
+            x0, y0, x1, y1 = (int(np.clip(v * data.meta['image_size'] / about['size'] - cut, 0, size)) for v in o['box'])
+            want = list(about['palette']).index(o['colour'])
+            own = np.abs(real[i, y0:y1, x0:x1] - palette[want]).max(-1) < 40                   # its pixels, not the ground's
+            if own.sum() >= 4 and f"{o['colour']} {o['shape']}" in said:
+                hits.append([np.square(p[i, y0:y1, x0:x1][own].mean(0) - palette).sum(1).argmin() == want for p in painted.values()])
+    return {f'colour_acc_{k}': float(v) for k, v in zip(painted, np.mean(hits, 0))} | dict(colour_objects=len(hits), colours=len(palette)) if hits else {}
+
+# ----------------------------------------------------------------------------------------------------------------------
+# pictures
+
+def sheet(columns, rows, path, cell=160):
+    """A PNG: a title over each column; a row's cells are pictures (H, W, 3) in [0, 1], with a coloured rim if given as (picture, colour), or text."""
+    from PIL import Image, ImageDraw, ImageFont
+    font, gap = ImageFont.load_default(14), 8
+    width = [cell * 2 if any(isinstance(r[i], str) for r in rows) else cell for i in range(len(columns))]
+    page = Image.new('RGB', (sum(width) + gap * (len(width) + 1), 30 + len(rows) * (cell + gap)), 'white')
+    pen = ImageDraw.Draw(page)
+    for i, title in enumerate(columns):
+        pen.text((gap * (i + 1) + sum(width[:i]), 8), title, 'black', font)
+    for y, row in enumerate(rows):
+        for i, item in enumerate(row):
+            x0, y0 = gap * (i + 1) + sum(width[:i]), 30 + y * (cell + gap)
+            if isinstance(item, str):
+                pen.multiline_text((x0, y0), textwrap.fill(item, 40), 'black', font)
+                continue
+            picture, rim = item if isinstance(item, tuple) else (item, None)
+            page.paste(Image.fromarray((np.clip(picture, 0, 1) * 255).astype(np.uint8)).resize((cell, cell), Image.Resampling.NEAREST), (x0, y0))
+            if rim:
+                pen.rectangle([x0 - 3, y0 - 3, x0 + cell + 2, y0 + cell + 2], outline=rim, width=4)
+    page.save(path)
+    print(f'wrote {path}')
+
+def picture(patches, p):
+    """(N, P) in [0, 1] -> (H, W, 3)."""
+    return unpatchify(patches[None].float().cpu(), p)[0].numpy()
+
+def pictures(model, data, pairs):
+    """One row a frame: original, what the model sees of it, what it paints from that and the words, what it paints from the words alone;
+    what was said, and what it writes from the picture alone."""
+    c = model.config
+    pick = np.linspace(0, len(pairs[0]) - 1, min(n_pictures, len(pairs[0]))).round().astype(int)
+    _, x, tokens, pad, noise = next(batches(model, data, *(p[pick] for p in pairs)))
+    real, titles = x.float() / 255, ['original']
+    columns = [[picture(r, c.patch_size) for r in real]]
+    if c.has('mim') and set(c.plan) & {'xmm_image', 'joint', 'image_only'}:
+        painted, gone = reconstruct(model, x, tokens, pad, noise)
+        seen = torch.where(gone[..., None].bool(), .75, real)
+        full = torch.where(gone[..., None].bool(), painted, real)
+        columns += [[picture(r, c.patch_size) for r in seen], [picture(r, c.patch_size) for r in full]]
+        titles += ['visible part', 'painted' + (' (true patch statistics)' if c.norm_pix else ' from it + words')]
+    if c.has('mim') and 'amm_image' in c.plan and not c.norm_pix:
+        columns.append([picture(r, c.patch_size) for r in to_pixels(model, model.paint(tokens, pad))])
+        titles.append('from words alone')
+    text = [f"said: {spoken(data, s, n)}" for s, n in zip(pairs[1][pick], pairs[2][pick])]
+    if c.has('mlm') and 'amm_text' in c.plan:
+        written = model.write(x, write_length).cpu().numpy()
+        text = [f'{t}\n\nwritten from the picture: {data.encoding.decode([int(model.vocab[i]) for i in w]).strip()}' for t, w in zip(text, written)]
+    sheet(titles + ['words'], list(zip(*columns, ['\n'.join(textwrap.fill(p, 40) for p in t.split('\n')) for t in text])), Path(run) / 'pictures.png')
+    return {}
+
+def retrieval_picture(model, data, pairs, score):
+    """Words and the five pictures that come first, the right one with a green rim: hits and misses alike."""
+    c, top = model.config, score.T.topk(min(5, len(score))).indices
+    pick = np.linspace(0, len(score) - 1, min(n_pictures, len(score))).round().astype(int)
+    def show(i):
+        x = next(batches(model, data, *(p[[i]] for p in pairs)))[1]
+        return picture(x[0].float() / 255, c.patch_size)
+    rank = train.ranks(score.T)
+    rows = [[f'"{spoken(data, pairs[1][i], pairs[2][i])}"\n\nthe right one came {rank[i] + 1}. of {len(score)}'] +
+            [(show(int(j)), 'green' if j == i else None) for j in top[i]] for i in pick]
+    sheet(['words', *(f'{k + 1}.' for k in range(top.shape[1]))], rows, Path(run) / 'retrieval.png')
+
+# ----------------------------------------------------------------------------------------------------------------------
+
+@torch.no_grad()
+def main():
+    todo = dict(retrieval=retrieval, words=words, patches=patches, pictures=pictures)
+    if unknown := set(tasks.split(',')) - set(todo):
+        sys.exit(f"error: no task is called {', '.join(unknown)}; there are {', '.join(todo)}")
+    model, data = load_run()
+    pairs = train.distinct_pairs(data, model.config, candidates)
+    path, results = Path(run) / 'eval.json', {}
+    for task in tasks.split(','):
+        found = todo[task](model, data, pairs)
+        print(*(f'  {k:32s}{v:.4f}' if isinstance(v, float) else f'  {k:32s}{v}' for k, v in found.items()), sep='\n')
+        results |= found
+    path.write_text(json.dumps(results | dict(checkpoint=checkpoint, split=split, dataset=train.dataset), indent=1))
+    print(f'wrote {path}')
+
+if __name__ == '__main__':
+    config = configure(globals())
+    main()

@@ -1,0 +1,8 @@
+# Sourced by the other recipes: into the repository, a virtual environment in .venv (or the one that is active), the packages of requirements.txt.
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+if [ -z "${VIRTUAL_ENV:-}" ]; then
+    [ -x .venv/bin/python ] || "${PYTHON:-python3}" -m venv .venv
+    . .venv/bin/activate
+fi
+echo "installing what requirements.txt names (the first time takes minutes)"
+python -m pip install --quiet --disable-pip-version-check -r requirements.txt

@@ -1,0 +1,16 @@
+import os, subprocess, sys
+from pathlib import Path
+import pytest
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+os.environ.setdefault('OMP_NUM_THREADS', '1')                          # small tensors: threads only cost, and the sums are the same everywhere
+
+@pytest.fixture(scope='session')
+def scenes(tmp_path_factory):
+    """A small set of scenes by the two real programs -> the folder that holds data/scenes and videos/."""
+    folder = tmp_path_factory.mktemp('scenes')
+    for argv in (['data/scenes/prepare.py', '--n_videos=16', '--scenes_per_video=6', '--size=64', f'--out={folder}/videos'],
+                 ['prepare.py', f'{folder}/videos', f'--data_dir={folder}/data', '--dataset=scenes', '--image_size=40', '--patch_size=8']):
+        done = subprocess.run([sys.executable, *argv], capture_output=True, text=True, cwd=ROOT)
+        assert done.returncode == 0, done.stderr
+    return folder

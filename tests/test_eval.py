@@ -1,0 +1,98 @@
+"""pytest tests/test_eval.py -q      on runs that train.py made"""
+import json, math, subprocess, sys
+from pathlib import Path
+import numpy as np
+import pytest
+import torch
+import eval as evaluation
+import train
+from conftest import ROOT
+from test_train import command
+
+def evaluate(*argv):
+    return subprocess.run([sys.executable, ROOT / 'eval.py', *argv], capture_output=True, text=True, cwd=ROOT)
+
+@pytest.fixture(scope='session')
+def trained(scenes, tmp_path_factory):
+    """Long enough on few scenes to be better than chance on its own training videos."""
+    out = tmp_path_factory.mktemp('trained') / 'run'
+    done = subprocess.run([sys.executable, *command(scenes, out, max_iters=240, eval_interval=120, learning_rate=4e-3, keep_hi=1., context_s=0., n_embd=64, batch_size=64,
+                                                    parts='xmm_text:4,xmm_image:4,amm_text:4,amm_image:4')], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    return out
+
+@pytest.fixture(scope='session')
+def untrained(scenes, tmp_path_factory):
+    out = tmp_path_factory.mktemp('untrained') / 'run'
+    done = subprocess.run([sys.executable, *command(scenes, out, max_iters=1)], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    return out
+
+def test_a_trained_run_is_better_than_chance_and_draws_its_pictures(scenes, trained):
+    done = evaluate(f'--run={trained}', '--split=train', f'--truth={scenes}/videos/truth', '--checkpoint=latest')
+    assert done.returncode == 0, done.stderr
+    r = json.loads((trained / 'eval.json').read_text())
+    assert r['candidates'] > 40 and r['chance_r1'] == 1 / r['candidates'] and min(r['i2t_r1'], r['t2i_r1']) > 8 * r['chance_r1']
+    assert r['i2t_r1'] <= r['i2t_r5'] <= r['i2t_r10'] <= 1 and r['i2t_concept_r1'] >= r['i2t_r1']
+    assert r['mlm_bits_right'] < r['mlm_bits_shuffled'], 'the picture is used'
+    assert r['psnr_from_words'] > r['psnr_from_other_words'] and r['psnr_masked'] > r['psnr_mean_picture']
+    assert 0 < r['colour_acc_from_words'] < 1 and r['colour_objects'] > 50 and r['colours'] == 8 and 'train split of scenes' in r['protocol']
+    from PIL import Image
+    for name in 'pictures', 'retrieval':
+        assert np.asarray(Image.open(trained / f'{name}.png')).std() > 20
+
+def test_an_untrained_run_is_at_chance(untrained):
+    done = evaluate(f'--run={untrained}', '--split=train', '--tasks=retrieval,words')
+    r = json.loads((untrained / 'eval.json').read_text())
+    assert done.returncode == 0 and r['i2t_r1'] < .1 and abs(r['mlm_acc_right'] - r['mlm_acc_shuffled']) < .02 and abs(r['i2t_median_rank'] / r['candidates'] - .5) < .25
+
+def test_recalls_of_a_known_matrix():
+    score = torch.tensor([[9., 1, 2, 3], [5, 4, 3, 2], [1, 2, 3, 4], [0, 0, 0, 0]])
+    r = evaluation.recalls(score, np.array(['a', 'a', 'b', '']))
+    assert (r['r1'], r['r5'], r['median_rank']) == (.25, 1., 2)        # ranks 1, 2, 2, 4: ties count against the truth
+    assert r['concept_r1'] == pytest.approx(2 / 3), 'the second row finds another a; a frame without a name is not counted'
+
+def test_psnr_of_known_errors():
+    assert evaluation.psnr([.01]) == pytest.approx(20) and evaluation.psnr([.02, 0]) == pytest.approx(20)
+
+def test_the_colour_probe_knows_right_from_wrong(scenes, monkeypatch):
+    monkeypatch.setattr(evaluation, 'truth', f'{scenes}/videos/truth')
+    data = train.open_split(scenes / 'data' / 'scenes', 'train')
+    from prepare import gpt2_encoding
+    data.encoding, ids = gpt2_encoding(), np.arange(len(data.frames))
+    pairs = (ids, *train.text_spans(data, ids, 64, 0.))
+    real = data.patches.reshape(-1, 5, 5, 8, 8, 3).swapaxes(2, 3).reshape(-1, 40, 40, 3)
+    r = evaluation.colours(data, pairs, real, dict(itself=real.astype(float), grey=np.full(real.shape, 128.), other=np.roll(real, 7, 0).astype(float)))
+    assert r['colour_acc_itself'] > .98 and r['colour_acc_grey'] < .3 and r['colour_acc_other'] < .35 and r['colour_objects'] > 100
+
+def test_reconstruction_keeps_what_is_visible_and_shuffling_changes_the_video(trained, monkeypatch):
+    for k, v in dict(run=str(trained), split='train', dataset='', device='cpu').items():
+        monkeypatch.setattr(evaluation, k, v)
+    before = dict(vars(train))
+    try:
+        model, data = evaluation.load_run()
+        pairs = train.distinct_pairs(data, model.config, 40)
+        video = data.frames['video'][pairs[0]]
+        assert (video != video[evaluation.elsewhere(video)]).all()
+        _, x, tokens, pad, noise = next(evaluation.batches(model, data, *pairs))
+        painted, gone = evaluation.reconstruct(model, x, tokens, pad, noise)
+        assert painted.shape == x.shape and (gone.sum(1) == round(model.config.n_patches * .75)).all()
+        again = next(evaluation.batches(model, data, *pairs))
+        assert torch.equal(again[4], noise), 'masks are fixed'
+        changed = torch.where(gone[..., None].bool(), 255 - x, x)
+        assert torch.equal(evaluation.reconstruct(model, changed, tokens, pad, noise)[0], painted), 'removed patches cannot be seen'
+    finally:
+        vars(train).update(before)
+
+@pytest.mark.parametrize('argv, words', [(['--run=absent'], 'no checkpoint absent/latest.pt'), (['--tasks=dance'], 'no task is called dance'), (['--split=test2'], "'test2'"), (['--rn=x'], "did you mean 'run'")])
+def test_mistakes_are_one_line(trained, argv, words):
+    done = evaluate(f'--run={trained}', *argv)
+    assert done.returncode == 1 and words in done.stderr and 'Traceback' not in done.stderr
+
+def test_runs_without_some_objectives_say_so(scenes, tmp_path):
+    out = tmp_path / 'run'
+    subprocess.run([sys.executable, *command(scenes, out, max_iters=1, parts='image_only:1', itc=0., mlm=0., n_unimodal=0)], check=True, capture_output=True, cwd=ROOT)
+    done = evaluate(f'--run={out}', '--split=train')
+    assert done.returncode == 0, done.stderr
+    assert 'no itc objective' in done.stdout and 'no mlm objective' in done.stdout and math.isfinite(json.loads((out / 'eval.json').read_text())['psnr_masked'])
+    assert Path(out / 'pictures.png').exists()

@@ -1,0 +1,340 @@
+"""pytest tests/test_model.py -q      every test runs over all parts or all objectives, so that a new one is tested for free"""
+import math
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+import model as models
+import train
+from model import PARTS, VLConfig, VLModel, choose_words, masked_mean, part_rows, patchify, plan_positions, unpatchify
+
+B, T, V = 32, 12, 90
+EVERY = ','.join(f'{p}:2' for p in PARTS)
+SMALL = dict(image_size=32, full_size=40, patch_size=8, text_len=T, vocab_size=V, n_layer=3, n_unimodal=2, n_head=2, n_embd=32, proj_dim=16)
+
+def build(seed=0, **settings):
+    torch.manual_seed(seed)
+    c = VLConfig(**SMALL | settings)
+    return VLModel(c, word_start=torch.rand(V + 2) < .6)
+
+def make_batch(c, n=B, seed=0, full=False):
+    g = torch.Generator().manual_seed(seed)
+    length = torch.full((n, 1), T) if full else torch.randint(1, T + 1, (n, 1), generator=g)
+    N, P = c.n_patches, c.patch_size ** 2 * 3
+    return dict(patches=torch.randint(0, 256, (n, N, P), dtype=torch.uint8, generator=g), tokens=torch.randint(0, V, (n, T), generator=g), pad=torch.arange(T) >= length,
+                video=torch.arange(n), noise_image=torch.rand(n, N, generator=g), noise_text=torch.rand(n, T, generator=g), noise_rate=torch.rand(n, generator=g))
+
+def plans():
+    """Every part alone, with the objectives it can feed, and the mixes."""
+    for part, (words, _) in PARTS.items():
+        yield part, dict(parts=f'{part}:1', mlm=float(words not in (None, 'none')), mim=float(part in ('xmm_image', 'joint', 'amm_image', 'image_only')),
+                         itc=float(part not in ('image_only', 'text_only')), n_unimodal=SMALL['n_layer'] if part == 'clean' else SMALL['n_unimodal'])
+    yield 'default', {}
+    yield 'every', dict(parts=EVERY)
+    yield 'sigmoid', dict(itc_variant='sigmoid')
+    yield 'no_itc', dict(itc=0.)
+    yield 'norm_pix', dict(norm_pix=True)
+    yield 'whole_pictures', dict(keep_hi=1.)
+    yield 'single_tokens', dict(whole_word=False)
+    yield 'vilt_dial', dict(n_unimodal=0, parts=EVERY)
+    yield 'towers', dict(n_unimodal=3, parts='image_only:1,text_only:1,clean:2')
+PLANS = dict(plans())
+every_plan = pytest.mark.parametrize('plan', PLANS)
+
+# --- losses and gradients -----------------------------------------------------------------------------------------------
+
+@every_plan
+@pytest.mark.parametrize('n', [1, 2, B])
+def test_finite_loss_and_a_gradient_for_every_parameter(plan, n):
+    m = build(**PLANS[plan])
+    loss, parts = m(make_batch(m.config, n))
+    assert loss.isfinite() and all(v.isfinite() for v in parts.values())
+    assert math.isclose(loss.item(), sum(getattr(m.config, k) * v.item() for k, v in parts.items() if '/' not in k), rel_tol=1e-5)
+    if n == B:
+        loss.backward()
+        without = [name for name, p in m.named_parameters() if p.requires_grad and (p.grad is None or p.grad.abs().sum() == 0)]
+        assert not without, f'no gradient: {without}'
+
+@every_plan
+def test_the_extremes_of_text(plan):
+    """Captions of one token and of none at all."""
+    m = build(**PLANS[plan])
+    for n_tokens in 0, 1:
+        batch = make_batch(m.config) | dict(pad=torch.arange(T).expand(B, T) >= n_tokens)
+        loss, _ = m(batch)
+        loss.backward()
+        assert loss.isfinite() and all(p.grad is None or p.grad.isfinite().all() for p in m.parameters())
+
+@pytest.mark.parametrize('plan', ['default', 'every', 'sigmoid', 'vilt_dial', 'norm_pix'])
+def test_overfits_eight_pairs(plan):
+    m = build(**PLANS[plan] | dict(n_embd=64, keep_hi=1., keep_lo=.5))
+    batch = {k: v[torch.arange(B) % 8] if k in ('patches', 'tokens', 'pad', 'video') else v for k, v in make_batch(m.config).items()}
+    batch['patches'] = batch['patches'][:, :, :1].expand(-1, -1, 192)  # patches of one grey each
+    optimizers, first = train.configure_optimizers(m, fused=False), m(batch)[1]
+    for _ in range(120):
+        loss, last = m(batch)
+        loss.backward()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+    for name in 'mlm', 'mim', 'itc':
+        assert last[name] < .35 * first[name], (name, first[name], last[name])
+
+def test_chance_level_at_the_start():
+    m = build(n_embd=64)
+    _, losses = m(make_batch(m.config))
+    assert abs(losses['mlm'] - math.log(V)) < .2 and abs(losses['mim'] - 1.6) < .6 and losses['itc'] < 2 * math.log(B)
+
+# --- masks leak nothing -------------------------------------------------------------------------------------------------
+
+def outputs(m, batch):
+    """What the model says about each sample: word logits on masked slots, painted patches; caught where the losses take them."""
+    caught = {}
+    def word_logits(states, real=m.word_logits):
+        return caught.setdefault('words', real(states))
+    def predictor_forward(*args, real=m.predictor.forward):
+        return caught.setdefault('patches' if args[0] is not None else 'alone', real(*args))
+    m.word_logits, m.predictor.forward = word_logits, predictor_forward
+    m(batch)
+    del m.word_logits, m.predictor.forward
+    return {k: v.detach() for k, v in caught.items()}
+
+def test_masked_words_and_patches_cannot_be_seen():
+    m = build(parts=EVERY, itc=0.)
+    c, batch = m.config, make_batch(build().config, full=True)
+    at = part_rows(c, B, torch.device('cpu'))
+    before, changed = outputs(m, batch), {k: v.clone() for k, v in batch.items()}
+    m.word_start[:] = True                                             # so that a new word in a place leaves the choice of places alone
+    before = outputs(m, batch)
+    n_changed = 0
+    for part, rows in at.items():
+        words, patches = PARTS[part]
+        if words in ('some', 'all', 'range'):
+            _, slots, used, _ = m.hide_words(part, batch['tokens'][rows], batch['pad'][rows], batch['noise_text'][rows], batch['noise_rate'][rows])
+            for r, s, u in zip(rows, slots, used):
+                changed['tokens'][r, s[u]] = (changed['tokens'][r, s[u]] + 7) % V
+                n_changed += int(u.sum())
+        keep = {'keep_hi': c.keep_hi, 'keep_lo': c.keep_lo}.get(patches, 0)
+        gone = batch['noise_image'][rows].argsort(1)[:, round(c.n_patches * keep):]
+        for r, g in zip(rows, gone):
+            changed['patches'][r, g] = 255 - changed['patches'][r, g]
+            n_changed += len(g)
+    after = outputs(m, changed)
+    assert n_changed > 400 and set(before) == {'words', 'patches', 'alone'} and all(torch.equal(before[k], after[k]) for k in before)
+    assert m(batch)[0] != m(changed)[0], 'the targets did change'
+    visible = {k: v.clone() for k, v in batch.items()}
+    visible['patches'] = 255 - visible['patches']
+    assert not torch.equal(outputs(m, visible)['words'], before['words']), 'and what can be seen does matter'
+
+def test_the_picture_cannot_change_the_words_before_the_joint_layers():
+    m, batch = build(), make_batch(build().config)
+    pad = F.pad(batch['pad'], (1, 0))
+    text = m.unimodal(m.embed_text(batch['tokens']), pad)
+    image = m.unimodal(m.embed_image(m.normalise(batch['patches'])))
+    fused, picture = m.fuse(text, image, pad)
+    other, _ = m.fuse(text, image.flip(0), pad)
+    assert not torch.allclose(fused, other), 'the joint layers do look'
+    caught = []
+    real, m.embedding = m.embedding, lambda states, proj, pad=None: caught.append(states.detach().clone()) or real(states, proj, pad)
+    m(batch)
+    m(batch | dict(patches=255 - batch['patches']))
+    texts = [s for s in caught if s.shape[1] == 1 + T]
+    assert len(texts) == 8 and all(torch.equal(a, b) for a, b in zip(texts[:4], texts[4:])), 'to the bit'
+
+@pytest.mark.parametrize('n_unimodal', [0, 2, 3])
+def test_padding_does_not_matter(n_unimodal):
+    m = build(n_unimodal=n_unimodal, parts='clean:1' if n_unimodal else 'xmm_text:1', mlm=float(n_unimodal == 0), mim=0.) if n_unimodal != 2 else build()
+    batch = make_batch(m.config)
+    other = batch | dict(tokens=torch.where(batch['pad'], (batch['tokens'] + 5) % V, batch['tokens']))
+    embed = lambda b: m.embedding(m.unimodal(m.embed_text(b['tokens']), F.pad(b['pad'], (1, 0))), m.text_proj, F.pad(b['pad'], (1, 0)))
+    assert not torch.equal(batch['tokens'], other['tokens']) and torch.equal(embed(batch), embed(other))
+    assert torch.equal(m(batch)[0], m(other)[0])
+
+@every_plan
+def test_batch_order_cannot_change_an_embedding(plan):
+    m = build(**PLANS[plan])
+    batch, order = make_batch(m.config), torch.randperm(B, generator=torch.Generator().manual_seed(1))
+    x, pad = m.normalise(batch['patches']), F.pad(batch['pad'], (1, 0))
+    for states, shuffled in ((m.unimodal(m.embed_image(x)), m.unimodal(m.embed_image(x[order]))),
+                             (m.unimodal(m.embed_text(batch['tokens']), pad), m.unimodal(m.embed_text(batch['tokens'][order]), pad[order]))):
+        assert torch.allclose(states[order], shuffled, atol=1e-6)
+
+# --- masks --------------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('rate', [.15, .4, 1.])
+@pytest.mark.parametrize('words', [True, False])
+def test_choose_words(rate, words):
+    g = torch.Generator().manual_seed(0)
+    n, S = 400, math.ceil(T * rate)
+    tokens, start = torch.randint(0, V, (n, T), generator=g), torch.rand(V, generator=g) < .5
+    length = torch.randint(0, T + 1, (n, 1), generator=g)
+    pad, noise = torch.arange(T) >= length, torch.rand(n, T, generator=g)
+    slots, used = choose_words(tokens, pad, noise, rate, S, start if words else None)
+    assert slots.shape == used.shape == (n, S)
+    share = 0
+    for i in range(n):
+        chosen, L = set(slots[i][used[i]].tolist()), int(length[i])
+        budget = math.ceil(L * rate)
+        assert len(chosen) == used[i].sum() and all(s < L for s in chosen) and (len(chosen) >= 1) == (L > 0) and len(chosen) <= budget
+        share += len(chosen) / budget if budget else 1
+        if not words or rate == 1:
+            assert len(chosen) == budget
+        else:                                                          # whole words, unless the very first one alone is more than the budget
+            word = np.cumsum([bool(start[t]) or j == 0 for j, t in enumerate(tokens[i, :L].tolist())])
+            parts = {w: {j for j in range(L) if word[j] == w} for w in set(word)}
+            assert all(p <= chosen or not p & chosen for p in parts.values()) or len({word[j] for j in chosen}) == 1
+    assert share / n > (.99 if not words or rate == 1 else .75)
+    assert len({tuple(s.tolist()) for s in slots}) > 3 * T, 'another mask for each sample'
+    again, _ = choose_words(tokens, pad, noise, rate, S, start if words else None)
+    assert torch.equal(slots, again)
+
+def test_masks_are_uniform_and_differ_by_sample():
+    m = build(parts='xmm_image:1')
+    batch = make_batch(m.config, 2000)
+    keep = round(m.config.n_patches * m.config.keep_lo)
+    kept = batch['noise_image'].argsort(1)[:, :keep]
+    share = torch.bincount(kept.flatten(), minlength=m.config.n_patches) / 2000
+    assert (share - m.config.keep_lo).abs().max() < .05 and len({tuple(sorted(k.tolist())) for k in kept[:100]}) > 60
+
+def test_masked_mean_is_the_mean_over_samples_of_their_means():
+    loss, mask = torch.tensor([[1., 2., 9.], [4., 0., 0.], [7., 7., 7.]]), torch.tensor([[1, 1, 0], [1, 0, 0], [0, 0, 0]])
+    assert masked_mean(loss, mask).item() == pytest.approx((1.5 + 4 + 0) / 3)
+
+def test_the_plan_is_by_position():
+    at = plan_positions('xmm_text:7,xmm_image:7,amm_text:1,amm_image:1', 64)
+    assert {k: len(v) for k, v in at.items()} == dict(xmm_text=28, amm_text=4, xmm_image=28, amm_image=4)
+    assert sorted(sum(at.values(), [])) == list(range(64))
+    again = plan_positions('xmm_text:7,xmm_image:7,amm_text:1,amm_image:1', 16)
+    assert all([p % 16 for p in at[k]] == again[k] * 4 for k in at), 'the same for every 16: two ranks of 32 are one of 64'
+
+def test_patchify_is_undone_and_says_what_it_says():
+    x = torch.arange(2 * 16 * 16 * 3).view(2, 16, 16, 3)
+    y = patchify(x, 4)
+    assert torch.equal(unpatchify(y, 4), x) and torch.equal(y[1, 5].view(4, 4, 3), x[1, 4:8, 4:8])
+
+def test_mim_targets_are_the_removed_patches_themselves():
+    """A predictor that gives back the true patches has no loss; one that errs on kept patches alone neither."""
+    m = build(parts='xmm_image:1', itc=0., mlm=0.)
+    batch = make_batch(m.config)
+    x = m.normalise(batch['patches'])
+    gone = torch.ones(B, m.config.n_patches).scatter(1, batch['noise_image'].argsort(1)[:, :round(.25 * m.config.n_patches)], 0.)
+    m.predictor.forward = lambda *a: x
+    assert m(batch)[1]['mim'] == 0
+    m.predictor.forward = lambda *a: x + 9 * (1 - gone)[..., None]
+    assert m(batch)[1]['mim'] == 0
+    m.predictor.forward = lambda *a: x + 2 * gone[..., None]
+    assert m(batch)[1]['mim'].item() == pytest.approx(4, rel=1e-4)
+
+# --- objectives ---------------------------------------------------------------------------------------------------------
+
+def test_frames_of_one_video_are_no_negatives():
+    m, g = build(), torch.Generator().manual_seed(0)
+    a, b = (F.normalize(torch.randn(6, 16, generator=g), dim=-1) for _ in range(2))
+    video = torch.tensor([0, 0, 1, 2, 2, 2])
+    want = 0
+    for x, y in (a, b), (b, a):
+        logits = m.logit_scale.exp() * x @ y.T
+        for i in range(6):
+            rivals = [j for j in range(6) if j == i or video[j] != video[i]]
+            want += (logits[i, rivals].logsumexp(0) - logits[i, i]) / 12
+    assert torch.allclose(m.itc_loss(a, b, video), want)
+    s = build(itc_variant='sigmoid')
+    logits, want = s.logit_scale.exp() * a @ b.T + s.logit_bias, 0
+    for i in range(6):
+        want += -sum(F.logsigmoid(logits[i, j] * (1 if i == j else -1)) for j in range(6) if j == i or video[j] != video[i]) / 6
+    assert torch.allclose(s.itc_loss(a, b, video), want)
+
+def test_norm_pix_is_maes():
+    m = build(norm_pix=True)
+    x = torch.randn(3, 16, 192)
+    want = (x - x.mean(-1, keepdim=True)) / (x.var(-1, keepdim=True, unbiased=True) + 1e-6) ** .5
+    assert torch.allclose(m.pixel_target(x), want)
+
+def test_the_block_is_torchs():
+    block, D = models.Block(32, 4), 32
+    theirs = torch.nn.TransformerEncoderLayer(D, 4, 4 * D, dropout=0, activation='gelu', layer_norm_eps=1e-6, batch_first=True, norm_first=True)
+    theirs.load_state_dict({'self_attn.in_proj_weight': block.attn.qkv.weight, 'self_attn.in_proj_bias': block.attn.qkv.bias, 'self_attn.out_proj.weight': block.attn.proj.weight,
+                            'self_attn.out_proj.bias': block.attn.proj.bias, 'linear1.weight': block.mlp.fc1.weight, 'linear1.bias': block.mlp.fc1.bias, 'linear2.weight': block.mlp.fc2.weight,
+                            'linear2.bias': block.mlp.fc2.bias, 'norm1.weight': block.norm1.weight, 'norm1.bias': block.norm1.bias, 'norm2.weight': block.norm2.weight, 'norm2.bias': block.norm2.bias})
+    x, pad = torch.randn(5, 9, D), torch.arange(9) >= torch.tensor([9, 3, 5, 1, 8])[:, None]
+    assert torch.allclose(models.run([block], x, pad)[~pad], theirs(x, src_key_padding_mask=pad)[~pad], atol=1e-5)
+    assert torch.allclose(models.run([block], x), theirs(x), atol=1e-5)
+
+def test_the_ends_of_the_dial():
+    m = build(n_unimodal=3, parts='clean:1', mlm=0., mim=0.)
+    assert not hasattr(m, 'norm') and m(make_batch(m.config))[0].isfinite()
+    text = m.embed_text(make_batch(m.config)['tokens'])
+    assert torch.equal(build(n_unimodal=0).unimodal(text), text)
+
+@pytest.mark.parametrize('settings, words', [
+    (dict(n_unimodal=3), 'joint layers'), (dict(parts='xmm_txt:1'), 'xmm_text'), (dict(parts='xmm_text'), 'name:count'), (dict(mlm=0., mim=0., itc=0.), 'weight 0'),
+    (dict(image_size=30), 'multiple of patch_size'), (dict(n_embd=33), 'multiple of n_head'), (dict(n_unimodal=4), 'from 0 to n_layer'), (dict(keep_lo=0.), 'keep_lo'),
+    (dict(itc_variant='x'), 'sigmoid'), (dict(mlm=0., mim=0.), 'nothing uses the joint layers'), (dict(mask_rate=0.), 'mask_rate')])
+def test_wrong_settings_are_explained(settings, words):
+    with pytest.raises(ValueError, match=words):
+        VLConfig(**SMALL | settings)
+
+def test_sample_cost_at_the_reference_setting():
+    """ViT-B/16, 256 px, T = 32: counted on the meta device, where nothing is computed."""
+    from torch.utils.flop_counter import FlopCounterMode
+    with torch.device('meta'):
+        c = VLConfig(image_size=256, full_size=288)
+        m, n = VLModel(c), 16
+        batch = dict(patches=torch.zeros(n, 256, 768, dtype=torch.uint8), tokens=torch.zeros(n, 32, dtype=torch.long), pad=torch.zeros(n, 32, dtype=torch.bool),
+                     video=torch.arange(n), noise_image=torch.rand(n, 256), noise_text=torch.rand(n, 32), noise_rate=torch.rand(n))
+        with FlopCounterMode(display=False) as counter:
+            m(batch)[0].backward()
+    assert 60 < counter.get_total_flops() / n / 1e9 < 107, 'GFLOP per pair without itm, psl and a teacher'
+
+# --- use ----------------------------------------------------------------------------------------------------------------
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    from prepare import gpt2_encoding
+    encoding = gpt2_encoding()
+    single = [i for i in range(50256) if len(encoding.decode_single_token_bytes(i)) == 1]
+    vocab = np.array(sorted(single + encoding.encode_ordinary(' a red circle and blue')))
+    m = VLModel(VLConfig(**SMALL | dict(vocab_size=len(vocab))), vocab)
+    from dataclasses import asdict
+    torch.save(dict(model=m.state_dict(), model_config=asdict(m.config)), tmp_path / 'a.pt')
+    return m.eval(), str(tmp_path / 'a.pt')
+
+def test_load_and_encode(checkpoint):
+    from PIL import Image
+    m, path = checkpoint
+    again = models.load(path)
+    assert not again.training and all(torch.equal(a, b) for a, b in zip(m.state_dict().values(), again.state_dict().values()))
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 70, 3), np.uint8))
+    one, many = again.encode_image(picture), again.encode_image([picture, picture.rotate(90)])
+    assert one.shape == (16,) and many.shape == (2, 16) and torch.allclose(one, many[0], atol=1e-6) and torch.allclose(many.norm(dim=1), torch.ones(2))
+    words = again.encode_text(['a red circle', 'a  red\ncircle', 'unseen wörds 日本', 'word ' * 99, ''])
+    assert words.shape == (5, 16) and torch.allclose(words[0], words[1]) and words.isfinite().all() and not torch.allclose(words[0], words[2])
+
+def test_unknown_tokens_are_spelled_in_bytes(checkpoint):
+    from prepare import gpt2_encoding
+    m, encoding = checkpoint[0], gpt2_encoding()
+    ids = np.array(encoding.encode_ordinary(' a red zebra'))
+    spelled = models.compact(ids, models.compact_lookup(m.vocab.numpy()), encoding)
+    assert len(spelled) > len(ids) and encoding.decode([int(m.vocab[i]) for i in spelled]) == ' a red zebra'
+
+def test_writing_and_painting_have_the_right_shapes(checkpoint):
+    m, _ = checkpoint
+    batch = make_batch(m.config, 3)
+    words = m.write(batch['patches'], length=7, steps=3)
+    assert words.shape == (3, 7) and words.max() < m.config.vocab_size, 'nothing is left masked'
+    assert m.paint(words, torch.zeros(3, 8, dtype=torch.bool)).shape == (3, 16, 192)
+
+@pytest.mark.parametrize('content', [b'', b'garbage', b'PK\x03\x04'])
+def test_a_bad_checkpoint_is_one_line(tmp_path, content):
+    (tmp_path / 'a.pt').write_bytes(content)
+    for path in tmp_path / 'a.pt', tmp_path / 'absent.pt':
+        with pytest.raises(SystemExit) as e:
+            models.load(str(path))
+        assert str(e.value).startswith('error: ') and '\n' not in str(e.value)
+
+def test_a_checkpoint_of_another_architecture_is_one_line(checkpoint, tmp_path):
+    state = torch.load(checkpoint[1], weights_only=True)
+    for broken in dict(state, model_config=state['model_config'] | dict(n_embd=64)), dict(state, model_config=dict(new_setting=1)), dict(model=state['model']), [1]:
+        torch.save(broken, tmp_path / 'b.pt')
+        with pytest.raises(SystemExit, match='error: .*b.pt is not a checkpoint'):
+            models.load(str(tmp_path / 'b.pt'))

@@ -1,0 +1,438 @@
+"""pytest tests/test_prepare.py -q      real files, built here with PyAV; real Whisper where NANOVLP_WHISPER names weights"""
+import collections, hashlib, json, os, shutil, signal, subprocess, sys, time, types
+from fractions import Fraction
+from pathlib import Path
+import av
+import numpy as np
+import pytest
+from PIL import Image
+import prepare
+from conftest import ROOT
+
+def make_video(path, scenes, seconds=4, size=(96, 64), fps=4, gop=10_000, sound=False, words=True, seed=0):
+    """An mp4 whose scenes are seeded pictures, each `seconds` long and a key frame at its start; with a .vtt beside it if `words`."""
+    with av.open(str(path), 'w', format='mp4') as container:
+        stream = container.add_stream('libx264', rate=fps, options=dict(crf='10', preset='ultrafast', **{'sc_threshold': '0'}))
+        stream.width, stream.height, stream.pix_fmt = *size, 'yuv444p'
+        stream.codec_context.gop_size = gop
+        audio = container.add_stream('aac', rate=16000, layout='mono') if sound else None
+        for n, kind in enumerate(scenes):
+            frame = av.VideoFrame.from_ndarray(scene_picture(kind, size, seed), 'rgb24')
+            for i in range(seconds * fps):
+                frame.pts, frame.time_base, frame.pict_type = (n * seconds * fps + i), Fraction(1, fps), 1 if i == 0 else 0
+                container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+        if sound:
+            wave = (np.sin(np.arange(16000 * seconds * len(scenes)) / 20) * 3000).astype(np.int16)[None]
+            for i in range(0, wave.shape[1], 1024):
+                piece = av.AudioFrame.from_ndarray(wave[:, i:i + 1024], 's16', 'mono')
+                piece.sample_rate, piece.pts = 16000, i
+                container.mux(audio.encode(piece))
+            container.mux(audio.encode())
+    if words:
+        clock = lambda s: f'00:{s // 60:02d}:{s % 60:02d}.000'
+        path.with_suffix('.vtt').write_text('WEBVTT\n\n' + ''.join(f'{clock(n * seconds)} --> {clock((n + 1) * seconds)}\nhere is number {kind} of this video\n\n'
+                                                                    for n, kind in enumerate(scenes)))
+    return path
+
+def scene_picture(kind, size, seed=0):
+    """Blocks of random colours: another picture for each kind."""
+    blocks = np.random.default_rng([seed, kind]).integers(20, 236, (4, 6, 3), np.uint8)
+    return np.asarray(Image.fromarray(blocks).resize(size, Image.Resampling.NEAREST))
+
+def run(*argv, cwd=ROOT, **env):
+    return subprocess.run([sys.executable, ROOT / 'prepare.py', *map(str, argv)], capture_output=True, text=True, cwd=cwd, env=os.environ | env)
+
+def args(tmp_path, *more, dataset='set'):
+    return [f'--data_dir={tmp_path}/data', f'--dataset={dataset}', '--image_size=32', '--patch_size=8', '--text=sidecar', *more]
+
+def hashes(folder):
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.glob('*')) if p.suffix in ('.bin', '.npy') or p.name in ('meta.json', 'videos.jsonl')}
+
+def rows_of(folder):
+    return [json.loads(line) for line in open(folder / 'videos.jsonl')]
+
+@pytest.fixture(scope='module')
+def videos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('videos')
+    for n in range(6):
+        make_video(folder / f'v{n}.mp4', [1, 2, 3], seed=n)
+    return folder
+
+@pytest.fixture(scope='module')
+def finished(videos, tmp_path_factory):
+    """The same videos by one worker, unbroken."""
+    folder = tmp_path_factory.mktemp('finished')
+    done = run(videos, *args(folder, '--workers=1'))
+    assert done.returncode == 0, done.stderr
+    return folder / 'data' / 'set'
+
+# --- text ---------------------------------------------------------------------------------------------------------------
+
+def test_gpt2_encoding_is_gpt2s():
+    encoding = prepare.gpt2_encoding()
+    assert encoding.encode_ordinary('hello world') == [31373, 995] and encoding.n_vocab == 50257 and encoding.eot_token == 50256
+    text = "Don't  panic — naïve 日本語 <|endoftext|> 42\n"
+    assert encoding.decode(encoding.encode_ordinary(text)) == text and 50256 not in encoding.encode_ordinary(text)
+
+ROLLING = '''WEBVTT
+Kind: captions
+
+00:00:00.500 --> 00:00:02.500 align:start position:0%
+{space}
+so<00:00:01.000><c> here</c><00:00:01.500><c> we</c>
+
+00:00:02.500 --> 00:00:02.510
+so here we
+
+00:00:02.510 --> 00:00:04.000
+so here we
+go<00:00:03.000><c> again</c> [Music]
+'''.replace('{space}', ' ')   # as YouTube writes it
+@pytest.mark.parametrize('name, content, want', [
+    ('a.vtt', 'WEBVTT\n\n1\n00:01.000 --> 00:02.000\n<v Bob>Hello &amp; <i>welcome</i>\nto it\n\n00:00:03.000 --> 00:00:04.500\n[Applause]\n',
+     [(1., 2., 'Hello & welcome to it')]),
+    ('a.srt', '\ufeff1\r\n01:00:01,250 --> 01:00:02,000\r\n>> Yes.\r\n\r\n2\r\n01:00:02,000 --> 01:00:03,000\r\n>> Yes.\r\n', [(3601.25, 3602., 'Yes.'), (3602., 3603., 'Yes.')]),
+    ('a.vtt', ROLLING, [(.5, 1., 'so'), (1., 1.5, 'here'), (1.5, 2.5, 'we'), (2.51, 3., 'go'), (3., 4., 'again')]),
+    ('a.json3', json.dumps(dict(events=[dict(tStartMs=0, dDurationMs=9000), dict(tStartMs=1000, dDurationMs=3000, segs=[dict(utf8='so'), dict(utf8=' well', tOffsetMs=500)]),
+        dict(tStartMs=2000, aAppend=1, segs=[dict(utf8='\n')]), dict(tStartMs=2000, dDurationMs=1000, segs=[dict(utf8='yes')])])),
+     [(1., 1.5, 'so'), (1.5, 2., 'well'), (2., 3., 'yes')])])
+def test_sidecars(tmp_path, name, content, want):
+    (tmp_path / name).write_text(content)
+    assert prepare.read_sidecar(str(tmp_path / name)) == want
+
+@pytest.mark.parametrize('name, content, cause', [('a.vtt', 'WEBVTT\n', 'no_text'), ('a.json3', '{"events": 3}', 'bad_sidecar'), ('a.json3', '<html>', 'bad_sidecar'), ('a.srt', '', 'no_text')])
+def test_bad_sidecars(tmp_path, name, content, cause):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(prepare.Bad) as e:
+        prepare.read_sidecar(str(tmp_path / name))
+    assert e.value.cause == cause
+
+def test_the_sidecar_of_a_video_is_found(tmp_path):
+    for name in ('a[1].mp4', 'a[1].en.vtt', 'ab.vtt', 'a1.vtt', 'b.mp4', 'b.srt', 'b.json3'):
+        (tmp_path / name).touch()
+    assert prepare.sidecar(tmp_path / 'a[1].mp4').endswith('a[1].en.vtt') and prepare.sidecar(tmp_path / 'b.mp4').endswith('b.json3')
+    assert prepare.sidecar(tmp_path / 'ab.mp4').endswith('ab.vtt') and prepare.sidecar(tmp_path / 'c.mp4') == ''
+
+def test_each_token_has_its_share_of_the_time():
+    encoding = prepare.gpt2_encoding()
+    tokens, times = prepare.tokenise([(1., 3., 'abcd efgh'), (2.5, 9., 'late words')], encoding, 5000)
+    assert encoding.decode(tokens[:-1].tolist()) == ' abcd efgh late words' and tokens[-1] == 50256 and times[-1] == 5000
+    assert times[0] == 1000 and (np.diff(times.astype(int)) >= 0).all() and times.max() == 5000 and len(tokens) == len(times)
+    said = {encoding.decode([t]): m for t, m in zip(tokens[:-1].tolist(), times.tolist())}
+    assert abs(said[' ef' if ' ef' in said else ' e'] - 2000) <= 1, 'half of the bytes, half of the time'
+
+# --- pictures -----------------------------------------------------------------------------------------------------------
+
+def decode(path, size=32, **settings):
+    cfg = types.SimpleNamespace(**{k: getattr(prepare, k) for k in prepare.EXTRACTION} | dict(image_size=size) | settings)
+    count, video = collections.Counter(), prepare.Decoder(path)
+    return list(prepare.key_frames(video, cfg, count)), count, video
+
+def test_key_frames_are_the_pictures_of_the_video(tmp_path):
+    kept, count, video = decode(make_video(tmp_path / 'a.mp4', [1, 2, 3]), 64)
+    assert [t for t, _, _ in kept] == [0, 4000, 8000] and abs(video.end - 12) < .3
+    for kind, (_, _, picture) in zip([1, 2, 3], kept):
+        want = scene_picture(kind, (96, 64))[:, 16:80]                 # the middle of the longer side
+        assert picture.shape == (64, 64, 3) and np.abs(picture.astype(int) - want).mean() < 6
+
+def test_near_duplicates_and_returning_pictures_are_dropped(tmp_path):
+    kept, count, _ = decode(make_video(tmp_path / 'a.mp4', [1, 1, 2, 1, 3]))
+    assert [(t, p is not None) for t, _, p in kept] == [(0, True), (8000, True), (12000, False), (16000, True)]
+    assert (count['frames_seen'], count['frames_kept'], count['frames_duplicate'], count['frames_again']) == (5, 3, 1, 1)
+
+def test_frames_are_sought_where_key_frames_are_rare(tmp_path):
+    path = tmp_path / 'a.mp4'
+    with av.open(str(path), 'w') as container:
+        stream = container.add_stream('libx264', rate=2, options=dict(preset='ultrafast', sc_threshold='0'))
+        stream.width, stream.height, stream.pix_fmt, stream.codec_context.gop_size = 96, 64, 'yuv420p', 10_000
+        for i in range(2 * 90):                                        # one key frame in 90 seconds, another picture every ten
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(scene_picture(i // 20, (96, 64)), 'rgb24')))
+        container.mux(stream.encode())
+    kept, count, _ = decode(path)
+    assert [t for t, _, _ in kept] == [0, 30000, 60000] and [f for _, f, _ in kept] == [0, prepare.FRAME_SEEKED, prepare.FRAME_SEEKED]
+    assert np.abs(kept[1][2].astype(int) - np.asarray(Image.fromarray(scene_picture(3, (96, 64))[:, 16:80]).resize((32, 32), Image.Resampling.BOX))).mean() < 12
+
+def test_blank_frames_are_replaced_or_dropped(tmp_path):
+    path = tmp_path / 'a.mp4'
+    with av.open(str(path), 'w') as container:
+        stream = container.add_stream('libx264', rate=10, options=dict(preset='ultrafast', sc_threshold='0'))
+        stream.width, stream.height, stream.pix_fmt, stream.codec_context.gop_size = 96, 64, 'yuv420p', 40
+        for i in range(80):                                            # a fade-in of 0.3 s, then a picture; after 4 s all is black
+            picture = scene_picture(1, (96, 64)) if 3 <= i < 40 else np.zeros((64, 96, 3), np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, 'rgb24')))
+        container.mux(stream.encode())
+    kept, count, _ = decode(path)
+    assert len(kept) == 1 and kept[0][1] == prepare.FRAME_SEEKED and kept[0][2].std() > 20 and count['frames_blank'] == 1
+
+def test_rotation_is_applied(tmp_path):
+    path = make_video(tmp_path / 'a.mp4', [1])
+    upright = decode(path, 64)[0][0][2]
+    raw = bytearray(path.read_bytes())
+    at = raw.index(b'tkhd') + 4 + 40                                   # the display matrix of the track header: a quarter turn
+    raw[at:at + 36] = b''.join(int(v).to_bytes(4, 'big', signed=True) for v in (0, 1 << 16, 0, -(1 << 16), 0, 0, 0, 0, 1 << 30))
+    path.write_bytes(raw)
+    turned = decode(path, 64)[0][0][2]
+    assert np.abs(turned.astype(int) - np.rot90(upright, -1)).mean() < 3, 'a phone held upright'
+
+def test_a_bad_packet_costs_only_itself(tmp_path):
+    path = make_video(tmp_path / 'a.mp4', list(range(8)))
+    raw = bytearray(path.read_bytes())
+    at = raw.index(b'mdat') + len(raw) // 3
+    raw[at:at + 200] = bytes(range(200))
+    path.write_bytes(raw)
+    kept, count, video = decode(path)
+    assert 6 <= len(kept) <= 8 and kept[-1][0] == 28_000 and abs(video.end - 32) < .5
+
+# --- the contract -------------------------------------------------------------------------------------------------------
+
+def test_arrays_keep_the_contract(finished, videos):
+    assert prepare.problems(finished) == []
+    meta = json.loads((finished / 'meta.json').read_text())
+    assert (meta['format'], meta['image_size'], meta['patch_size'], sum(n['frames'] for n in meta['counts'].values())) == (1, 32, 8, 18)
+    encoding, rows, seen = prepare.gpt2_encoding(), rows_of(finished), set()
+    for split in 'train', 'val', 'test':
+        patches = np.fromfile(finished / f'{split}_patches.bin', np.uint8).reshape(-1, 16, 192)
+        tokens = np.fromfile(finished / f'{split}_tokens.bin', '<u2')
+        frames, table = (np.load(finished / f'{split}_{a}.npy') for a in ('frames', 'videos'))
+        assert len(table) >= 1, 'each split has a video, even in a small set'
+        for i, f in enumerate(frames):
+            row = rows[table[f['video']]['row']]
+            seen.add(row['key'])
+            seed, kind = int(row['title'][1:]), f['t_ms'] // 4000 + 1
+            want = Image.fromarray(scene_picture(kind, (96, 64), seed)[:, 16:80]).resize((32, 32), Image.Resampling.BOX)
+            picture = patches[i].reshape(4, 4, 8, 8, 3).swapaxes(1, 2).reshape(32, 32, 3)
+            assert np.abs(picture.astype(int) - np.asarray(want)).mean() < 8 and f['t_end_ms'] - f['t_ms'] == 4000
+            assert f'number {kind}' in encoding.decode(tokens[int(f['token']) - 4:int(f['token']) + 4].tolist()), 'the token in the middle of its time'
+    assert len(seen) == 6
+    mean = np.fromfile(finished / 'train_patches.bin', np.uint8).reshape(-1, 3).mean(0) / 255
+    assert np.allclose(meta['pixel_mean'], mean, atol=1e-6)
+
+@pytest.mark.parametrize('damage, word', [('cut', 'bytes'), ('flip', 'sha256'), ('token', 'middle'), ('eot', 'endoftext'), ('row', 'videos.jsonl'), ('meta', 'not complete')])
+def test_check_finds_damage(finished, tmp_path, damage, word):
+    folder = tmp_path / 'set'
+    shutil.copytree(finished, folder, ignore=shutil.ignore_patterns('shards'))
+    name = dict(token='train_frames.npy', eot='train_tokens.bin', row='train_videos.npy').get(damage, 'train_patches.bin')
+    raw = bytearray((folder / name).read_bytes())
+    if damage == 'cut':
+        raw = raw[:-1]
+    elif damage == 'flip':
+        raw[7] ^= 1
+    elif damage == 'eot':
+        raw[0:2] = (50256).to_bytes(2, 'little')
+    elif damage in ('token', 'row'):
+        array = np.load(folder / name)
+        array[damage][1 if damage == 'token' else 0] += 1
+        np.save(folder / name, array)
+        raw = bytearray((folder / name).read_bytes())
+    (folder / name).write_bytes(raw)
+    meta = json.loads((folder / 'meta.json').read_text())
+    if damage in ('token', 'eot', 'row'):                              # a wrong writer, with right checksums
+        meta['arrays'][name] = dict(sha256=hashlib.sha256(raw).hexdigest(), bytes=len(raw))
+    (folder / 'meta.json').write_text('{' if damage == 'meta' else json.dumps(meta))
+    assert any(word in p for p in prepare.problems(folder)), prepare.problems(folder)
+    result = run('--check', f'--data_dir={tmp_path}', '--dataset=set')
+    assert result.returncode == 1 and word in result.stdout and 'Traceback' not in result.stderr
+
+def test_splits_are_by_video_and_stay(finished):
+    keys = [f'file:{n}' for n in range(3000)]
+    before, after = prepare.split_of(keys[:2500], .01, .01), prepare.split_of(keys, .01, .01)
+    assert all(after[k] == s for k, s in before.items()) and 15 < sum(s == 'val' for s in after.values()) < 50
+    assert sorted(prepare.split_of(keys[:3], .1, .1).values()) == ['test', 'train', 'val'] and set(prepare.split_of(keys[:2], .1, .1).values()) == {'train'}
+
+# --- the same bytes, whatever happens -----------------------------------------------------------------------------------
+
+def test_two_workers_give_the_same_bytes(videos, finished, tmp_path):
+    assert run(videos, *args(tmp_path, '--workers=2')).returncode == 0
+    assert hashes(tmp_path / 'data' / 'set') == hashes(finished)
+
+def test_kill_and_resume_give_the_same_bytes(videos, finished, tmp_path):
+    shards, kills = tmp_path / 'data' / 'set' / 'shards', 0
+    for enough in 1, 3, 5:
+        process = subprocess.Popen([sys.executable, ROOT / 'prepare.py', videos, *args(tmp_path, '--workers=1')], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        until = time.time() + 60
+        while process.poll() is None and len(list(shards.glob('*/*.shard'))) < enough and time.time() < until:
+            time.sleep(.005)
+        kills += process.poll() is None
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert kills, 'none was killed in the middle'
+    done = run(videos, *args(tmp_path, '--workers=1'))
+    assert done.returncode == 0 and hashes(tmp_path / 'data' / 'set') == hashes(finished)
+    again = run('--check', *args(tmp_path))
+    assert again.returncode == 0
+
+def test_more_videos_are_added_later(videos, finished, tmp_path):
+    three = [videos / f'v{n}.mp4' for n in range(3)]
+    assert run(*three, *args(tmp_path)).returncode == 0
+    assert run(videos, *args(tmp_path)).returncode == 0
+    assert hashes(tmp_path / 'data' / 'set') == hashes(finished)
+
+def test_other_settings_on_a_begun_set_are_refused(videos, finished):
+    result = run(videos, f'--data_dir={finished.parent}', '--dataset=set', '--image_size=64', '--patch_size=8', '--text=sidecar')
+    assert result.returncode == 1 and 'image_size was 32, now 64' in result.stderr and 'Traceback' not in result.stderr
+    assert prepare.problems(finished) == []
+
+# --- bad input ----------------------------------------------------------------------------------------------------------
+
+def test_every_bad_file_is_counted_by_its_cause_and_harms_no_other(tmp_path):
+    folder = tmp_path / 'in'
+    folder.mkdir()
+    for n in range(3):
+        make_video(folder / f'good{n}.mp4', [1, 2], seed=n)
+    shutil.copy(folder / 'good0.mp4', folder / 'renamed copy ; rm -rf $HOME.mp4')
+    (folder / 'empty.mp4').touch()
+    (folder / 'garbage.mp4').write_bytes(os.urandom(5000))
+    (folder / 'page.mp4').write_text('<html>404</html>')
+    make_video(folder / 'silent.mp4', [1, 2], words=False, seed=7)
+    make_video(folder / 'wordless.mp4', [1, 2], words=True, seed=8).with_suffix('.vtt').write_text('WEBVTT\n')
+    make_video(folder / 'black.mp4', [1], seed=9)
+    with av.open(str(folder / 'black.mp4'), 'w') as container:
+        stream = container.add_stream('libx264', rate=4)
+        stream.width, stream.height, stream.pix_fmt = 96, 64, 'yuv420p'
+        for _ in range(20):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.zeros((64, 96, 3), np.uint8), 'rgb24')))
+        container.mux(stream.encode())
+    with av.open(str(folder / 'tiny.mp4'), 'w') as container:
+        stream = container.add_stream('libx264', rate=4)
+        stream.width, stream.height, stream.pix_fmt = 8, 8, 'yuv420p'
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(np.zeros((8, 8, 3), np.uint8), 'rgb24')))
+        container.mux(stream.encode())
+    whole = make_video(folder / 'end_missing.mp4', [1, 2, 3], seed=10)
+    whole.write_bytes(whole.read_bytes()[:-len(whole.read_bytes()) // 2])            # its index is at the end, and gone
+    cut = make_video(tmp_path / 'whole.mp4', list(range(10)), seed=11)
+    index_first(cut, folder / 'cut.mp4', .7)                            # its index is first: 70 % can be read
+    shutil.copy(cut.with_suffix('.vtt'), folder / 'cut.vtt')
+    index_first(cut, folder / 'cut_early.mp4', .3)
+    shutil.copy(cut.with_suffix('.vtt'), folder / 'cut_early.vtt')
+    shutil.copy(folder / 'good1.mp4', folder / 'misnamed.txt.bin')
+    (tmp_path / 'list.txt').write_text(f'{folder}\n# a comment\n\nabsent.mp4\n')
+    (folder / 'notes.txt').write_text('not a video')
+    result = run(folder, tmp_path / 'absent.mp4', *args(tmp_path))
+    rows = {Path(r['source']).name: r for r in rows_of(tmp_path / 'data' / 'set')}
+    causes = {name: r['cause'] for name, r in rows.items()}
+    assert causes == {'good0.mp4': '', 'good1.mp4': '', 'good2.mp4': '', 'cut.mp4': '', 'renamed copy ; rm -rf $HOME.mp4': 'duplicate', 'empty.mp4': 'empty',
+                      'garbage.mp4': 'not_media', 'page.mp4': 'not_media', 'silent.mp4': 'no_text', 'wordless.mp4': 'no_text', 'black.mp4': 'no_frames', 'tiny.mp4': 'size',
+                      'end_missing.mp4': 'not_media', 'cut_early.mp4': 'truncated', 'absent.mp4': 'not_found'}
+    assert result.returncode == 0 and '4 ok' in result.stdout and 'Traceback' not in result.stderr
+    for name, cause in causes.items():
+        assert not cause or name.split('.')[0] in rows[name]['message'], 'the message names the file'
+    assert all(f'{n} {c}' in result.stdout for c, n in collections.Counter(causes.values()).items() if c), 'all counted in the table'
+    assert prepare.problems(tmp_path / 'data' / 'set') == [] and 20 < rows['cut.mp4']['duration'] < 32
+
+def index_first(source, target, share):
+    """Remux with the index at the front, then keep that share of the bytes of the pictures."""
+    with av.open(str(source)) as read, av.open(str(target), 'w', format='mp4', options=dict(movflags='faststart')) as write:
+        stream = write.add_stream_from_template(read.streams.video[0])
+        for packet in read.demux(read.streams.video[0]):
+            if packet.dts is not None:
+                packet.stream = stream
+                write.mux(packet)
+    raw = target.read_bytes()
+    target.write_bytes(raw[:raw.index(b'mdat') + int((len(raw) - raw.index(b'mdat')) * share)])
+
+@pytest.mark.parametrize('argv, words', [
+    (['nowhere.mp4'], 'no videos found'), ([], 'no videos found'), (['--pairs=absent.json'], 'absent.json'), (['--image_size=30', 'x.mp4'], 'multiple of patch_size'),
+    (['--image_sze=30'], "did you mean 'image_size'")])
+def test_user_mistakes_end_with_one_line(tmp_path, argv, words):
+    result = run(*args(tmp_path), *argv)
+    assert result.returncode == 1 and words in result.stderr and result.stderr.count('\n') == 1 and not (tmp_path / 'data').exists()
+
+def test_nothing_useful_is_an_error(tmp_path):
+    (tmp_path / 'a.mp4').write_text('no')
+    result = run(tmp_path / 'a.mp4', *args(tmp_path))
+    assert result.returncode == 1 and 'nothing to train on' in result.stderr and '1 not_media' in result.stdout
+
+def test_missing_whisper_weights_name_the_remedies(tmp_path):
+    make_video(tmp_path / 'a.mp4', [1], sound=True, words=False)
+    result = run(tmp_path / 'a.mp4', *args(tmp_path, '--text=auto', '--whisper_model=absent.pt'))
+    assert result.returncode == 1 and 'path/base.en.pt' in result.stderr and 'talk.vtt' in result.stderr and 'Traceback' not in result.stderr
+
+def test_an_unwritable_folder_is_one_line(tmp_path):
+    (tmp_path / 'data').write_text('a file where the folder should be')
+    result = run(make_video(tmp_path / 'a.mp4', [1]), *args(tmp_path))
+    assert result.returncode == 1 and 'error:' in result.stderr and 'Traceback' not in result.stderr
+
+def test_a_worker_that_dies_costs_one_video(tmp_path):
+    bar = types.SimpleNamespace(update=lambda n: None, write=print, set_postfix_str=lambda *a, **k: None)
+    cfg = {k: getattr(prepare, k) for k in prepare.EXTRACTION} | dict(root=tmp_path, image_size=32, patch_size=8, timeout_s=600, keep_silent=True)
+    good = [dict(key=f'file:{n}', source=str(make_video(tmp_path / f'{n}.mp4', [1])), bytes=1, sidecar='') for n in range(2)]
+    pipe = tmp_path / 'pipe'                                           # opening it blocks for ever: a hang inside a C library
+    os.mkfifo(pipe)
+    rows = prepare.process_all([dict(key='file:hangs', source=str(pipe), bytes=1, sidecar='')] + good, cfg | dict(timeout_s=3), 1, bar)
+    assert sorted((r['status'], r['cause']) for r in rows) == [('failed', 'timeout'), ('ok', ''), ('ok', '')]
+
+def test_dry_run_touches_nothing(videos, tmp_path):
+    result = run(videos, *args(tmp_path), '--dry_run')
+    assert result.returncode == 0 and '6 videos' in result.stdout and '0.02 hours' in result.stdout and not (tmp_path / 'data').exists()
+
+# --- image-caption lists ------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('form', ['json', 'jsonl'])
+def test_pairs(tmp_path, form):
+    for n in range(4):
+        Image.fromarray(scene_picture(n, (96, 64))).save(tmp_path / f'{n}.png')
+    (tmp_path / 'broken.png').write_bytes(b'\x89PNG')
+    rows = [dict(image='0.png', caption=['a first caption', 'the second one, <|endoftext|> naïve']), dict(image='1.png', caption='only one', image_id=3),
+            dict(image='0.png', caption='a third, in a row of its own'), dict(image=str(tmp_path / '2.png'), caption='two'), dict(image='3.png', caption=''),
+            dict(image='absent.png', caption='x'), dict(caption='x'), dict(image='broken.png', caption='x')]
+    path = tmp_path / f'list.{form}'
+    path.write_text(json.dumps(rows) if form == 'json' else '\n'.join(map(json.dumps, rows)))
+    result = run(f'--pairs={path}', *args(tmp_path))
+    folder = tmp_path / 'data' / 'set'
+    assert result.returncode == 0 and prepare.problems(folder) == [], result.stderr
+    causes = sorted(r['cause'] for r in rows_of(folder))
+    assert causes == ['', '', '', 'bad_row', 'no_text', 'not_found', 'not_media']
+    encoding, texts = prepare.gpt2_encoding(), {}
+    for split in 'train', 'val', 'test':
+        tokens = np.fromfile(folder / f'{split}_tokens.bin', '<u2')
+        for v in np.load(folder / f'{split}_videos.npy'):
+            assert v['flags'] & 1 and v['frame_end'] - v['frame_start'] == 1
+            said = tokens[int(v['token_start']):int(v['token_end'])]
+            texts[rows_of(folder)[v['row']]['title']] = [encoding.decode(t.tolist()) for t in np.split(said, np.flatnonzero(said == 50256) + 1)[:-1]]
+    assert texts['1'] == [' only one<|endoftext|>'] and len(texts['0']) == 3
+    assert [t.count('<|endoftext|>') for t in texts['0']] == [1, 2, 1], 'the written-out word is text, not the special token'
+
+# --- real speech --------------------------------------------------------------------------------------------------------
+
+WHISPER, DATA = os.environ.get('NANOVLP_WHISPER', ''), os.environ.get('NANOVLP_DATA', '')
+
+@pytest.mark.skipif(not (os.path.exists(WHISPER) and os.path.isdir(DATA)), reason='NANOVLP_WHISPER and NANOVLP_DATA name no weights and videos')
+def test_whisper_hears_what_is_said(tmp_path):
+    source = Path(DATA) / 'drawings' / 'drawings_0000.mp4'
+    for workers in 1, 2:
+        result = run(source, *args(tmp_path, '--text=whisper', f'--whisper_model={WHISPER}', f'--workers={workers}', '--overwrite', dataset=f'w{workers}'))
+        assert result.returncode == 0, result.stderr
+    assert hashes(tmp_path / 'data' / 'w1') == hashes(tmp_path / 'data' / 'w2')
+    tokens, times = (np.fromfile(tmp_path / 'data' / 'w1' / f'train_{a}.bin', t) for a, t in (('tokens', '<u2'), ('times', '<u4')))
+    said, encoding = json.loads((Path(DATA) / 'drawings' / 'truth' / 'drawings_0000.json').read_text())['segments'], prepare.gpt2_encoding()
+    plain = lambda text: ''.join(c for c in text.lower().replace('-', ' ') if c.isalnum() or c == ' ').split()
+    heard, want = plain(encoding.decode(tokens[:-1].tolist())), plain(' '.join(s['said'] for s in said))
+    assert word_errors(heard, want) <= .1 * len(want)
+    for s in said[1::3]:                                               # and when: the words of a segment lie within a second of it
+        inside = encoding.decode(tokens[:-1][(times[:-1] >= 1000 * s['start'] - 1000) & (times[:-1] < 1000 * s['end'] + 1000)].tolist()).lower()
+        assert sum(w in inside for w in plain(s['said'])) >= .7 * len(plain(s['said']))
+
+def word_errors(heard, want):
+    """Edit distance in words."""
+    row = list(range(len(want) + 1))
+    for i, h in enumerate(heard, 1):
+        last, row[0] = row[0], i
+        for j, w in enumerate(want, 1):
+            last, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, last + (h != w))
+    return row[-1]
+
+@pytest.mark.skipif(not os.path.exists(WHISPER), reason='NANOVLP_WHISPER names no weights')
+def test_a_tone_is_not_speech(tmp_path):
+    make_video(tmp_path / 'a.mp4', [1, 2, 3], sound=True, words=False)
+    result = run(tmp_path / 'a.mp4', *args(tmp_path, '--text=auto', f'--whisper_model={WHISPER}'))
+    assert result.returncode == 1 and rows_of(tmp_path / 'data' / 'set')[0]['cause'] == 'no_speech', result.stdout
+
+def test_hallucinations_are_dropped():
+    result = lambda text, **k: types.SimpleNamespace(**dict(text=text, no_speech_prob=.1, avg_logprob=-.3, compression_ratio=1.5) | k)
+    assert prepare.hallucinated(result('this is a perfectly ordinary sentence about paint'), 10) == ''
+    assert prepare.hallucinated(result('no, no, no, that is wrong'), 4) == ''
+    assert prepare.hallucinated(result('x', compression_ratio=2.5), 10) == 'loop' and prepare.hallucinated(result('and so on ' * 12), 30) == 'loop'
+    assert prepare.hallucinated(result('words', no_speech_prob=.7, avg_logprob=-.6), 10) == 'silent'
+    assert prepare.hallucinated(result('Thank you.', no_speech_prob=.3), 3) == 'stock_phrase' and prepare.hallucinated(result('Thank you.'), 3) == ''
+    assert prepare.hallucinated(result('a' * 300), 10) == 'rate'

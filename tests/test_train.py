@@ -1,0 +1,322 @@
+"""pytest tests/test_train.py -q      on a small set of scenes that the real programs prepared"""
+import json, math, os, shutil, signal, subprocess, sys, types
+from pathlib import Path
+import numpy as np
+import pytest
+import torch
+import train
+from configurator import knobs
+from conftest import ROOT
+from model import VLConfig, unpatchify
+
+DEFAULTS = {k: getattr(train, k) for k in knobs(vars(train))}
+TINY = dict(image_size=32, patch_size=8, text_len=16, context_s=.5, n_layer=3, n_unimodal=2, n_head=2, n_embd=32, proj_dim=16, batch_size=32, max_iters=12,
+            warmup_iters=4, eval_interval=4, eval_iters=2, log_interval=2, device='cpu')
+
+@pytest.fixture
+def knob(monkeypatch):
+    """Set train.py's knobs for one test."""
+    def put(**values):
+        for k, v in (DEFAULTS | values).items():
+            monkeypatch.setattr(train, k, v)
+    put()
+    return put
+
+def run(knob, folder, out, **values):
+    """train.main() in this process -> its log."""
+    values = TINY | dict(data_dir=f'{folder}/data', out_dir=str(out)) | values
+    knob(**values)
+    train.config = DEFAULTS | values | {'_source': {}}
+    before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
+    try:
+        train.main()
+    finally:
+        for s, handler in zip((signal.SIGINT, signal.SIGTERM), before):
+            signal.signal(s, handler)
+    return read_log(out)
+
+def command(folder, out, **values):
+    values = TINY | dict(data_dir=f'{folder}/data', out_dir=out) | values
+    return [str(ROOT / 'train.py'), *(f'--{k}={v}' for k, v in values.items())]
+
+def read_log(out):
+    return [json.loads(line) for line in open(Path(out) / 'log.jsonl')]
+
+def numbers(log):
+    """What must be equal: all but the timings."""
+    return [{k: v for k, v in line.items() if k not in ('pairs_per_s', 'wait', 'ms')} for line in log]
+
+def weights(out, name='latest'):
+    return torch.load(Path(out) / f'{name}.pt', weights_only=True)['model']
+
+def same_weights(a, b):
+    return all(torch.equal(x, y) for x, y in zip(a.values(), b.values()))
+
+@pytest.fixture(scope='session')
+def unbroken(scenes, tmp_path_factory):
+    """The reference run, as a command of its own."""
+    out = tmp_path_factory.mktemp('unbroken') / 'run'
+    done = subprocess.run([sys.executable, *command(scenes, out)], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    return out, done.stdout
+
+def opened(scenes, knob, split='train', **values):
+    knob(**TINY | dict(data_dir=f'{scenes}/data') | values)
+    vocab, word_start, encoding = train.build_vocab()
+    c = VLConfig(**{k: v for k, v in TINY.items() if k in VLConfig.__dataclass_fields__}, vocab_size=len(vocab), full_size=40)
+    return train.open_sets(split, c, vocab, encoding), c, vocab, encoding
+
+# --- text windows -------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('T', [6, 16, 64])
+@pytest.mark.parametrize('context', [0, 1., 30.])
+def test_the_words_of_a_frame(scenes, knob, T, context):
+    (data,), c, _, _ = opened(scenes, knob)
+    ids = np.arange(len(data.frames))
+    start, length = train.text_spans(data, ids, T, context)
+    for i in ids:
+        f, v = data.frames[i], data.videos[data.frames[i]['video']]
+        spoken = [k for k in range(int(v['token_start']), int(v['token_end']) - 1) if f['t_ms'] - 1000 * context <= data.times[k] < f['t_end_ms'] + 1000 * context]
+        assert length[i] == min(T, len(spoken))
+        if spoken:
+            got = list(range(start[i], start[i] + length[i]))
+            assert set(got) <= set(spoken) and 50256 not in data.tokens[got]
+            if len(spoken) > T:                                        # as central as the span allows
+                want = min(max(int(f['token']) - T // 2, spoken[0]), spoken[-1] + 1 - T)
+                assert got[0] == want
+
+def test_jittered_words_stay_in_bounds(scenes, knob):
+    (data,), c, _, _ = opened(scenes, knob)
+    ids, starts = np.repeat(np.arange(len(data.frames)), 20), set()
+    noise = np.random.default_rng(0).random((len(ids), 3))
+    start, length = train.text_spans(data, ids, 12, 1., noise)
+    for i, s, n in zip(ids, start, length):
+        f, v = data.frames[i], data.videos[data.frames[i]['video']]
+        assert v['token_start'] <= s and s + n < v['token_end'] and 1 <= n <= 12
+        assert int(f['t_ms']) - 2000 <= data.times[s] and data.times[s + n - 1] < f['t_end_ms'] + 2000
+        starts.add((i, s))
+    assert len(starts) > 3 * len(data.frames), 'and they do vary'
+
+def test_caption_lists(tmp_path, knob):
+    from PIL import Image
+    (tmp_path / 'list.json').write_text(json.dumps([dict(image=f'{n}.png', caption=[f'first of {n}', f'second caption of {n} is longer', 'third']) for n in range(5)]))
+    for n in range(5):
+        Image.fromarray(np.random.default_rng(n).integers(0, 256, (40, 40, 3), np.uint8)).save(tmp_path / f'{n}.png')
+    subprocess.run([sys.executable, ROOT / 'prepare.py', f'--pairs={tmp_path}/list.json', f'--data_dir={tmp_path}/data', '--dataset=scenes', '--image_size=40', '--patch_size=8'], check=True, capture_output=True)
+    (data,), c, vocab, encoding = opened(tmp_path, knob)
+    ids = np.arange(len(data.frames))
+    for n, want in enumerate(['first of', 'second caption of', 'third']):
+        start, length = train.text_spans(data, ids, 16, 1., caption=n)
+        texts = [encoding.decode(data.tokens[s:s + k].tolist()) for s, k in zip(start, length)]
+        assert all(t.startswith(' ' + want) and '<|endoftext|>' not in t for t in texts)
+    drawn = {tuple(train.text_spans(data, ids[:1], 16, 1., np.full((1, 3), u))[0]) for u in (.1, .5, .9)}
+    assert len(drawn) == 3, 'training draws one of them'
+    assert run(knob, tmp_path, tmp_path / 'out', max_iters=2)[-1]['iter'] == 2
+
+# --- pictures, order, noise ---------------------------------------------------------------------------------------------
+
+def test_windows_are_cut_from_the_picture(scenes, knob):
+    (data,), c, _, _ = opened(scenes, knob)
+    raw = torch.from_numpy(data.patches[:4])
+    whole = unpatchify(raw, 8)                                         # (4, 40, 40, 3)
+    for p in 8, 16, 32:
+        window = train.window_patches(raw, torch.tensor([[0, 0], [1, 0], [0, 1], [1, 1]]), data.meta, types.SimpleNamespace(image_size=32, patch_size=p))
+        for i, (y, x) in enumerate([(0, 0), (8, 0), (0, 8), (8, 8)]):
+            assert torch.equal(unpatchify(window, p)[i], whole[i, y:y + 32, x:x + 32])
+
+def test_an_epoch_has_every_frame_once_and_spreads_each_video(scenes, knob):
+    (data,), _, _, _ = opened(scenes, knob)
+    orders = [train.epoch_order(data, e) for e in range(3)]
+    for order in orders:
+        assert sorted(order) == list(data.usable)
+        for v in np.unique(data.frames['video'][order]):
+            at = np.flatnonzero(data.frames['video'][order] == v)
+            assert np.diff(at).min() >= .25 * len(order) / len(at), 'frames of one video are far apart'
+    assert not np.array_equal(orders[0], orders[1]) and np.array_equal(orders[0], train.epoch_order(data, 0))
+    stream = np.concatenate(orders)
+    for first, count in (0, 10), (len(data.usable) - 3, 9), (2 * len(data.usable), 5), (7, 2 * len(data.usable)):
+        assert np.array_equal(train.sample_ids(data, first, count), stream[first:first + count])
+
+def test_noise_is_a_function_of_seed_iteration_and_position():
+    a = train.draw_noise(3, 5, 0, 64, 37)
+    assert a.shape == (64, 37) and a.dtype == np.float32 and 0 <= a.min() and a.max() < 1 and abs(a.mean() - .5) < .02
+    assert all(np.array_equal(a[i:i + 8], train.draw_noise(3, 5, i, 8, 37)) for i in range(0, 64, 8)), 'a rank draws its slice alone'
+    assert not np.array_equal(a, train.draw_noise(4, 5, 0, 64, 37)) and not np.array_equal(a, train.draw_noise(3, 6, 0, 64, 37))
+    assert len(np.unique(a)) > .99 * a.size
+
+def test_ranks_see_what_one_rank_sees(scenes, knob):
+    sets, c, _, _ = opened(scenes, knob)
+    whole = train.get_batch(sets, c, 3, 0, 32, 32)
+    halves = [train.get_batch(sets, c, 3, i, 16, 32) for i in (0, 16)]
+    for k in whole:
+        assert torch.equal(whole[k], torch.cat([h[k] for h in halves]))
+    assert set(whole) >= {'raw', 'offset', 'tokens', 'pad', 'video', 'ids'} and len(set(whole['ids'].tolist())) == 32
+
+def test_sets_are_mixed_by_weight(scenes, knob, tmp_path):
+    shutil.copytree(scenes / 'data' / 'scenes', tmp_path / 'data' / 'a')
+    shutil.copytree(scenes / 'data' / 'scenes', tmp_path / 'data' / 'b')
+    sets, c, _, _ = opened(tmp_path, knob, dataset='a,b', dataset_weights=(.75, .25))
+    batch = train.get_batch(sets, c, 0, 0, 32, 32)
+    assert len(set(batch['video'].tolist())) > 8 and (batch['video'] >= 1 << 32).sum() == 8
+    for raw, video, frame in zip(batch['raw'], batch['video'], batch['ids']):
+        data = sets[int(video) >> 32]
+        assert np.array_equal(data.patches[int(frame)], raw) and data.frames['video'][int(frame)] == int(video) & 0xffffffff
+    halves = [train.get_batch(sets, c, 0, i, 16, 32) for i in (0, 16)]
+    assert torch.equal(batch['ids'], torch.cat([h['ids'] for h in halves]))
+    assert run(knob, tmp_path, tmp_path / 'out', dataset='a,b', dataset_weights=(.75, .25), max_iters=2)[-1]['iter'] == 2
+
+def test_evaluation_pairs_share_no_words(scenes, knob):
+    (data,), c, _, _ = opened(scenes, knob, context_s=2.)
+    ids, start, length = train.distinct_pairs(data, c, 1000)
+    video = data.frames['video'][ids]
+    assert len(ids) > 10 and all(start[i] + length[i] <= start[i + 1] for i in range(len(ids) - 1) if video[i] == video[i + 1])
+
+def test_ranks_count_ties_against_the_truth():
+    score = torch.tensor([[3., 1., 2.], [1., 1., 0.], [5., 6., 4.]])
+    assert train.ranks(score).tolist() == [0, 1, 2]
+
+# --- exactness ----------------------------------------------------------------------------------------------------------
+
+def test_a_run_learns_and_logs(unbroken):
+    out, said = unbroken
+    log = read_log(out)
+    steps, evals = [x for x in log if 'loss' in x], [x for x in log if 'val/loss' in x]
+    assert [x['iter'] for x in steps] == list(range(12)) and [x['iter'] for x in evals] == [0, 4, 8, 12]
+    assert evals[-1]['val/loss'] < evals[0]['val/loss'] and {'val/i2t_r1', 'val/t2i_r1', 'val/chance', 'val/mlm', 'val/mim', 'val/itc'} <= set(evals[0])
+    assert steps[0]['lr'] < steps[3]['lr'] == TINY.get('learning_rate', DEFAULTS['learning_rate']) > steps[-1]['lr']
+    assert 'chance: mlm' in said and 'ETA' in said and 'pairs/s' in said and 'waiting' in said
+    config = json.loads((out / 'config.json').read_text())
+    assert config['n_embd'] == 32 and config['_source']['n_embd'] == 'command line' and not list(out.glob('*.part*'))
+    best = torch.load(out / 'best.pt', weights_only=True)
+    assert best['iter_num'] == min(evals[1:], key=lambda x: x['val/loss'])['iter']
+
+def test_kill_and_resume_equal_the_unbroken_run(scenes, unbroken, tmp_path):
+    out, killed = tmp_path / 'run', 0
+    for at in 5, 9:
+        process = subprocess.Popen([sys.executable, *command(scenes, out)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        for line in process.stdout:
+            if line.startswith(f'iter {at + 1}/'):
+                process.send_signal(signal.SIGKILL)
+                killed += 1
+                break
+        process.wait()
+    assert killed == 2
+    done = subprocess.run([sys.executable, *command(scenes, out)], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0 and 'going on from' in done.stdout and 'at iteration 8' in done.stdout
+    assert numbers(read_log(out)) == numbers(read_log(unbroken[0])), 'the same losses to the last digit'
+    assert same_weights(weights(out), weights(unbroken[0])) and same_weights(weights(out, 'best'), weights(unbroken[0], 'best'))
+
+def test_interrupt_saves_and_the_same_command_goes_on(scenes, unbroken, tmp_path):
+    out = tmp_path / 'run'
+    process = subprocess.Popen([sys.executable, *command(scenes, out)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    for line in process.stdout:
+        if line.startswith('iter 6/'):
+            process.send_signal(signal.SIGINT)
+            break
+    rest = process.stdout.read()
+    assert process.wait() == 130 and 'the same command goes on' in rest
+    done = subprocess.run([sys.executable, *command(scenes, out)], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0 and numbers(read_log(out)) == numbers(read_log(unbroken[0])) and same_weights(weights(out), weights(unbroken[0]))
+
+def test_validation_touches_no_training_state(scenes, unbroken, knob, tmp_path):
+    log = run(knob, scenes, tmp_path / 'run', eval_interval=5, eval_iters=1)
+    assert numbers(x for x in log if 'loss' in x) == numbers(x for x in read_log(unbroken[0]) if 'loss' in x) and same_weights(weights(tmp_path / 'run'), weights(unbroken[0]))
+
+def torchrun(n, argv):
+    done = subprocess.run([sys.executable, '-m', 'torch.distributed.run', f'--nproc_per_node={n}', '--master_port', str(29500 + os.getpid() % 2000), *argv], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+def test_two_ranks_are_one_with_accumulation(scenes, knob, tmp_path):
+    out = torchrun(2, command(scenes, tmp_path / 'two', itc=0., max_iters=6, batch_size=16))
+    one = run(knob, scenes, tmp_path / 'one', itc=0., max_iters=6, batch_size=16, gradient_accumulation_steps=2)
+    two = read_log(tmp_path / 'two')
+    for a, b in zip([x for x in one if 'loss' in x], [x for x in two if 'loss' in x]):
+        assert a['loss'] == pytest.approx(b['loss'], rel=1e-6)
+    assert same_weights(weights(tmp_path / 'one'), weights(tmp_path / 'two')), 'to the bit'
+    assert out.count('iter 6/6') == 1, 'one rank speaks'
+
+def test_two_ranks_share_their_candidates(scenes, knob, tmp_path):
+    torchrun(2, command(scenes, tmp_path / 'two', max_iters=4, batch_size=16, muon=False))
+    one = [x for x in run(knob, scenes, tmp_path / 'one', max_iters=4, batch_size=32, muon=False) if 'loss' in x]
+    two = [x for x in read_log(tmp_path / 'two') if 'loss' in x]
+    assert len(one) == len(two) == 4
+    for a, b in zip(one, two):                                         # equal up to rounding, which each step amplifies
+        assert all(a[k] == pytest.approx(b[k], rel=1e-5) for k in ('loss', 'itc', 'mlm', 'mim')) and a['grad_norm'] == pytest.approx(b['grad_norm'], rel=1e-4)
+
+# --- options ------------------------------------------------------------------------------------------------------------
+
+def test_overfitting_eight_pairs_goes_to_zero(scenes, knob, tmp_path):
+    log = run(knob, scenes, tmp_path / 'run', overfit=8, max_iters=150, eval_interval=150, learning_rate=3e-3, context_s=0., keep_hi=1., keep_lo=.5, n_embd=64)
+    first, last = (next(x for x in lines if 'val/loss' in x) for lines in (log, log[::-1]))
+    assert last['val/mlm'] < .35 * first['val/mlm'] and last['val/itc'] < .5 * first['val/itc'] and last['val/chance'] == 1 / 8
+
+@pytest.mark.parametrize('values', [dict(muon=False, batch_size=16), dict(compact_vocab=False, batch_size=16), dict(dtype='bfloat16'), dict(patch_size=16, norm_pix=True, parts='joint:1'),
+                                    dict(parts='clean:1', mlm=0., mim=0., n_unimodal=3, batch_size=5), dict(parts='text_only:1', itc=0., mim=0., n_unimodal=0),
+                                    dict(parts='image_only:1', itc=0., mlm=0., n_unimodal=0), dict(itc_variant='sigmoid')])
+def test_options_train(scenes, knob, tmp_path, values):
+    log = run(knob, scenes, tmp_path / 'run', max_iters=3, **values)
+    assert [x['iter'] for x in log if 'loss' in x] == [0, 1, 2] and all(math.isfinite(v) for x in log for v in x.values())
+
+def test_a_set_without_validation_trains(scenes, knob, tmp_path, capsys):
+    folder = tmp_path / 'data'
+    videos = sorted((scenes / 'videos').glob('*.mp4'))[:2]
+    subprocess.run([sys.executable, ROOT / 'prepare.py', *videos, f'--data_dir={folder}', '--dataset=scenes', '--image_size=40', '--patch_size=8'], check=True, capture_output=True)
+    log = run(knob, tmp_path, tmp_path / 'run', max_iters=2)
+    assert len(log) == 2 and 'no validation set' in capsys.readouterr().out and (tmp_path / 'run' / 'latest.pt').exists()
+
+# --- mistakes -----------------------------------------------------------------------------------------------------------
+
+def fails(capsys, words, go):
+    with pytest.raises(SystemExit) as e:
+        go()
+    message = str(e.value)
+    assert message.startswith('error: ') and '\n' not in message and all(w in message for w in words), message
+
+def test_mistakes_are_one_line(scenes, knob, tmp_path, capsys):
+    go = lambda **values: lambda: run(knob, scenes, tmp_path / 'run', **values)
+    fails(capsys, ['absent/meta.json', 'prepare.py'], go(dataset='absent'))
+    fails(capsys, ['batch_size=20', '16'], go(batch_size=20))
+    fails(capsys, ['patch_size=12', 'multiple'], go(patch_size=12, image_size=24))
+    fails(capsys, ['image_size=48', '40 px'], go(image_size=48))
+    fails(capsys, ['n_head'], go(n_head=5))
+    fails(capsys, ['joint layers'], go(n_unimodal=3))
+    (tmp_path / 'file').write_text('')
+    fails(capsys, ['cannot write', 'file'], lambda: run(knob, scenes, tmp_path / 'file' / 'run'))
+
+@pytest.mark.parametrize('damage, words', [('short', ['train_tokens.bin', 'bytes']), ('gone', ['val_patches.bin', '0 bytes']), ('version', ['format 9'])])
+def test_a_damaged_set_is_refused(scenes, knob, tmp_path, capsys, damage, words):
+    shutil.copytree(scenes / 'data', tmp_path / 'data', ignore=shutil.ignore_patterns('shards'))
+    folder = tmp_path / 'data' / 'scenes'
+    if damage == 'short':
+        with open(folder / 'train_tokens.bin', 'r+b') as f:
+            f.truncate(100)
+    elif damage == 'gone':
+        (folder / 'val_patches.bin').unlink()
+    else:
+        (folder / 'meta.json').write_text(json.dumps(json.loads((folder / 'meta.json').read_text()) | dict(format=9)))
+    fails(capsys, words, lambda: run(knob, tmp_path, tmp_path / 'run'))
+
+def test_another_architecture_is_refused_and_other_changes_are_told(scenes, unbroken, knob, tmp_path, capsys):
+    shutil.copytree(unbroken[0], tmp_path / 'run')
+    fails(capsys, ['n_embd is 32 there and 64 now', '--resume=false'], lambda: run(knob, scenes, tmp_path / 'run', n_embd=64))
+    assert same_weights(weights(tmp_path / 'run'), weights(unbroken[0])), 'nothing lost'
+    log = run(knob, scenes, tmp_path / 'run', max_iters=14, grad_clip=.5)
+    assert 'grad_clip 1.0 -> 0.5' in capsys.readouterr().out and [x['iter'] for x in log if 'loss' in x] == list(range(14))
+    (tmp_path / 'run' / 'latest.pt').write_bytes(b'garbage')
+    fails(capsys, ['latest.pt is not a checkpoint'], lambda: run(knob, scenes, tmp_path / 'run'))
+
+def test_a_loss_that_is_not_finite_stops_the_run(scenes, knob, tmp_path, capsys):
+    run(knob, scenes, tmp_path / 'run', max_iters=4)
+    state = torch.load(tmp_path / 'run' / 'latest.pt', weights_only=True)
+    state['model']['mlm_bias'][0] = math.nan
+    torch.save(state, tmp_path / 'run' / 'latest.pt')
+    fails(capsys, ['mlm', 'not finite at iteration 4', 'on frames ['], lambda: run(knob, scenes, tmp_path / 'run', max_iters=8, eval_interval=100))
+
+def test_a_full_disk_keeps_the_former_checkpoint(tmp_path, monkeypatch, capsys):
+    train.save_checkpoint(tmp_path / 'latest.pt', value=torch.ones(3))
+    def full(*_):
+        raise OSError(28, 'No space left on device')
+    monkeypatch.setattr(train.os, 'fsync', full)
+    train.save_checkpoint(tmp_path / 'latest.pt', value=torch.zeros(3))
+    assert torch.load(tmp_path / 'latest.pt', weights_only=True)['value'].sum() == 3 and 'No space left' in capsys.readouterr().out and len(list(tmp_path.iterdir())) == 1

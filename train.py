@@ -1,0 +1,530 @@
+"""Pretrain one transformer on the arrays of prepare.py with the masking objectives of model.py.
+
+    python train.py                                             data/scenes on whatever this machine has
+    python train.py config/scenes.py --itc=0 --out_dir=out/no_itc    a preset and an ablation
+    torchrun --standalone --nproc_per_node=4 train.py config/base.py  several GPUs; also works on a CPU
+
+Ctrl-C or a crash, then the same command: the run goes on from out_dir/latest.pt exactly where it was. Nothing random is stored, because
+nothing random has a state: the order of the samples, their windows and their masks are a pure function of (seed, iteration, position).
+B samples, G x G stored patches per frame of which the model sees a window, T text tokens, N patches.
+"""
+import json, math, os, signal, subprocess, sys, time, types
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import asdict, fields
+from pathlib import Path
+import numpy as np
+import torch
+import torch.nn.functional as F
+from configurator import configure
+from model import VLConfig, VLModel, compact, compact_lookup, distributed
+
+# I/O
+out_dir = 'out/run'              # latest.pt, best.pt, config.json, log.jsonl
+resume = True                    # go on from out_dir/latest.pt if it is there
+log_interval = 10                # iterations
+eval_interval = 200              # validation, then a checkpoint
+eval_iters = 8                   # batches of the validation losses
+best_by = 'val/loss'             # best.pt is kept by this entry of the log; more is better where it ends in r1
+wandb_project: str | None = None     # log there too
+# data
+dataset = 'scenes'               # data/<dataset>; several: a,b
+dataset_weights: tuple[float, ...] = ()  # their shares of each batch; default: equal
+data_dir = 'data'
+image_size = 64                  # the model sees a window of the stored picture: at random places in training, the middle in evaluation
+patch_size = 8                   # any multiple of the stored one
+text_len = 32                    # T: tokens of text, around the middle of the time that the frame stands
+context_s = 1.0                  # also take the words spoken this long before and after; up to twice as long or not at all in training
+compact_vocab = True             # only tokens that the training set has, and the 256 bytes to spell the others
+overfit = 0                      # train and validate on only so many pairs: the loss must go to zero, or something is broken
+# model
+n_layer = 6
+n_unimodal = 4                   # layers within a modality, before the joint ones: 0 ViLT, M3AE ... n_layer CLIP
+n_head = 6
+n_embd = 192
+predictor_n_layer = 2            # paints the removed patches; half as wide
+proj_dim = 128                   # of the embedding that retrieval compares
+# objectives: model.PARTS says what each part of a batch hides, these say what is learned; 0 is off
+parts = 'xmm_text:7,xmm_image:7,amm_text:1,amm_image:1'   # of every 16 samples
+keep_hi = .5                     # share of the patches kept where words are filled in
+keep_lo = .25                    # ... and where patches are painted
+mask_rate = .4                   # share of the words masked
+whole_word = True
+norm_pix = False                 # paint per-patch normalised pixels: better features (MAE), but pictures without colour
+mlm = 1.0                        # masked language modelling
+mim = 1.0                        # masked image modelling
+itc = 1.0                        # image-text contrast; its candidates are batch_size x ranks
+itc_variant = 'infonce'          # or sigmoid
+# optimisation
+batch_size = 128                 # per rank and micro-step; a multiple of the sum of `parts`
+gradient_accumulation_steps = 1
+max_iters = 2000
+learning_rate = 1e-3
+muon = True                      # Muon for the matrices of the blocks; False: AdamW for all
+min_lr = 1e-5
+warmup_iters = 100
+weight_decay = .05
+beta1, beta2 = .9, .98           # .98: the loss of a masked batch is noisy (ViLT, BERT)
+grad_clip = 1.0
+# system
+seed = 0
+device = 'auto'                  # cuda, mps, cpu
+dtype = 'auto'                   # float32, bfloat16, float16; auto: bfloat16 on CUDA, float32 elsewhere
+compile: bool | None = None      # None: on CUDA only
+deterministic = False            # the same bits on CUDA as well, slower
+
+# ----------------------------------------------------------------------------------------------------------------------
+# data: whole rows straight from the memmaps
+
+def open_split(path, split):
+    """data/<dataset> -> patches (F, G * G, p * p * 3) uint8, tokens, times (memmaps), frames, videos, meta. Exits with the remedy."""
+    path = Path(path)
+    if not (path / 'meta.json').exists():
+        fix = 'bash runs/demo.sh' if path.name == 'scenes' else f'python prepare.py <videos> --dataset={path.name}'
+        sys.exit(f'error: {path}/meta.json not found: the set is absent or unfinished; make it: {fix}')
+    meta = json.loads((path / 'meta.json').read_text())
+    if meta['format'] != 1:
+        sys.exit(f"error: {path} has format {meta['format']}, this code reads 1; prepare it again")
+    for name, about in meta['arrays'].items():
+        have = (path / name).stat().st_size if (path / name).exists() else 0
+        if have != about['bytes']:
+            sys.exit(f"error: {path / name} has {have} bytes, meta.json says {about['bytes']}; run prepare.py --dataset={path.name} again")
+    n, grid = meta['counts'][split], (meta['image_size'] // meta['patch_size']) ** 2
+    def array(name, dtype, *shape):
+        return np.memmap(path / f'{split}_{name}.bin', dtype, 'r', shape=shape) if math.prod(shape) else np.zeros(shape, dtype)
+    return types.SimpleNamespace(
+        path=path, meta=meta, patches=array('patches', np.uint8, n['frames'], grid, meta['patch_size'] ** 2 * 3),
+        tokens=array('tokens', np.uint16, n['tokens']), times=array('times', np.uint32, n['tokens']),
+        **{a: np.load(path / f'{split}_{a}.npy', allow_pickle=False) for a in ('frames', 'videos')})
+
+def text_spans(data, ids, T, context_s, noise=None, caption=0):
+    """The words of frames `ids`: those spoken while a frame stands, and context_s before and after, at most T around the middle.
+
+    noise (B, 3) uniform: jitter of the context's two ends and of the middle, None: none. Image-caption lists: one caption, drawn by the
+    noise, else number `caption`. -> start (B,), length (B,) into data.tokens; length 0 where nothing is said."""
+    frames = data.frames[ids]
+    videos = data.videos[frames['video']]
+    at = frames['token'].astype(np.int64)[:, None] + np.arange(-2 * T, 2 * T)                  # (B, 4T) around the middle
+    inside = (at >= videos['token_start'].astype(np.int64)[:, None]) & (at < videos['token_end'].astype(np.int64)[:, None] - 1)
+    times = data.times[np.clip(at, 0, len(data.times) - 1)].astype(np.int64)
+    def said(before, after):
+        return inside & (times >= frames['t_ms'].astype(np.int64)[:, None] - 1000 * before) & (
+            times < frames['t_end_ms'].astype(np.int64)[:, None] + 1000 * after)
+    heard = said(context_s, context_s)
+    if noise is not None:
+        jittered = said(2 * context_s * noise[:, :1], 2 * context_s * noise[:, 1:2])
+        heard = np.where(jittered.any(1, keepdims=True), jittered, heard)
+    first, n = heard.argmax(1), heard.sum(1)                           # contiguous, because times rise
+    middle = 2 * T + (0 if noise is None else np.round((noise[:, 2] - .5) * T / 2).astype(np.int64))
+    start = np.clip(middle - T // 2, first, np.maximum(first, first + n - T))
+    start, length = at[np.arange(len(at)), start], np.minimum(n, T)
+    for i in np.flatnonzero(videos['flags'] & 1):                      # captions: a span of its own each
+        a, b = int(videos['token_start'][i]), int(videos['token_end'][i])
+        ends = a + np.flatnonzero(data.tokens[a:b] == 50256)
+        which = int(noise[i, 0] * len(ends)) if noise is not None else min(caption, len(ends) - 1)
+        start[i] = ends[which - 1] + 1 if which else a
+        length[i] = min(T, ends[which] - start[i])
+    return start, length
+
+def read_words(data, start, length, T):
+    """Spans of data.tokens -> tokens (B, T) int64 in the model's vocabulary, pad (B, T) bool."""
+    ids = data.tokens[np.clip(start[:, None] + np.arange(T), 0, len(data.tokens) - 1)]
+    pad = np.arange(T) >= length[:, None]
+    known = np.where(pad, 0, data.lookup[ids])
+    for i in np.flatnonzero((known < 0).any(1)):                       # a token that the vocabulary lacks is spelled in bytes
+        spelled = compact(ids[i, :length[i]], data.lookup, data.encoding)[:T]
+        known[i], pad[i] = 0, np.arange(T) >= len(spelled)
+        known[i, :len(spelled)] = spelled
+    return known, pad
+
+def window_patches(raw, offset, meta, c):
+    """Stored patches raw (B, G * G, p * p * 3) on the device -> the window at offset (B, 2) in stored patches, regrouped: (B, N, P)."""
+    p, G, g, m = meta['patch_size'], meta['image_size'] // meta['patch_size'], c.image_size // meta['patch_size'], c.patch_size // meta['patch_size']
+    at = torch.arange(g, device=raw.device)
+    ids = ((offset[:, :1] + at)[:, :, None] * G + (offset[:, 1:] + at)[:, None]).view(len(raw), g * g)           # (B, g * g)
+    x = raw.gather(1, ids[..., None].expand(-1, -1, raw.shape[2]))
+    if m > 1:
+        x = x.view(-1, g // m, m, g // m, m, p, p, 3).permute(0, 1, 3, 2, 5, 4, 6, 7).reshape(len(raw), (g // m) ** 2, (m * p) ** 2 * 3)
+    return x
+
+def epoch_order(data, epoch):
+    """The frames of one epoch: none twice, and those of a video spread evenly: sorted by (j + u) / n, j shuffled in each video, u per video."""
+    rng = np.random.default_rng([data.seed, epoch])
+    frames = rng.permutation(data.usable)
+    video = data.frames['video'][frames]
+    by_video = np.argsort(video, kind='stable')
+    frames, video = frames[by_video], video[by_video]
+    _, first, n = np.unique(video, return_index=True, return_counts=True)
+    j = np.arange(len(frames)) - np.repeat(first, n)
+    return frames[np.argsort((j + np.repeat(rng.random(len(n)), n)) / np.repeat(n, n), kind='stable')]
+
+def sample_ids(data, first, count):
+    """Positions [first, first + count) of the endless stream of epochs -> frame ids."""
+    epochs = range(first // len(data.usable), (first + count - 1) // len(data.usable) + 1)
+    for epoch in set(epochs) - set(data.orders):
+        data.orders = {e: o for e, o in data.orders.items() if e >= epochs[0] - 1} | {epoch: epoch_order(data, epoch)}
+    stream = np.concatenate([data.orders[e] for e in epochs]) if count else np.zeros(0, np.int64)
+    return stream[first - epochs[0] * len(data.usable):][:count]
+
+def draw_noise(key, it, first, count, n):
+    """Uniform float32 in [0, 1) for positions [first, first + count) of iteration `it`, (count, n): a counter-based generator jumps to them."""
+    steps = -(-n // 8)                                                 # a Philox step is four 64-bit words
+    generator = np.random.Philox(key=np.array([key, it], np.uint64)).advance(first * steps)
+    words = generator.random_raw(count * steps * 4).view(np.uint32).reshape(count, steps * 8)[:, :n]
+    return (words >> 8).astype(np.float32) * np.float32(2 ** -24)
+
+def get_batch(sets, c, it, first, count, total, training=True):
+    """Positions [first, first + count) of the `total` of iteration `it`, as host arrays. Evaluation: no jitter, windows in the middle.
+
+    -> raw (B, G * G, p * p * 3) uint8, offset (B, 2), tokens, pad (B, T), video, ids (B,), noise_image (B, N), noise_text (B, T), noise_rate (B,)"""
+    T, N, meta = c.text_len, c.n_patches, sets[0].meta
+    noise_image, noise_text, u = np.split(draw_noise(sets[0].seed, it, first, count, N + T + 6), [N, N + T], 1)
+    free = (meta['image_size'] - c.image_size) // meta['patch_size'] + 1                       # places for the window, per side
+    batch = dict(raw=np.empty((count, *sets[0].patches.shape[1:]), np.uint8), tokens=np.empty((count, T), np.int64), pad=np.empty((count, T), bool),
+                 video=np.empty(count, np.int64), ids=np.empty(count, np.int64), noise_image=noise_image, noise_text=noise_text, noise_rate=u[:, 5],
+                 offset=(u[:, 3:5] * free).astype(np.int64) if training else np.full((count, 2), (free - 1) // 2))
+    which = mixture(len(sets), total)
+    for d, data in enumerate(sets):
+        mine = which == d
+        at = np.flatnonzero(mine[first:first + count])
+        ids = sample_ids(data, it * int(mine.sum()) + int(mine[:first].sum()), len(at))
+        start, length = text_spans(data, ids, T, context_s, u[at, :3] if training else None)
+        batch['tokens'][at], batch['pad'][at] = read_words(data, start, length, T)
+        sort = np.argsort(ids)                                         # read in the order of the disk
+        batch['raw'][at[sort]] = data.patches[ids[sort]]
+        batch['video'][at], batch['ids'][at] = data.frames['video'][ids].astype(np.int64) + (d << 32), ids
+    return {k: torch.from_numpy(np.ascontiguousarray(v)) for k, v in batch.items()}
+
+def mixture(n_sets, total):
+    """Which data set each position of a global batch belongs to (total,): by dataset_weights, evenly interleaved."""
+    weights = np.array(dataset_weights or [1.] * n_sets)
+    counts = np.diff(np.round(np.cumsum([0, *weights]) / weights.sum() * total).astype(int))
+    place = np.concatenate([(np.arange(n) + .5) / max(n, 1) for n in counts])
+    return np.repeat(np.arange(n_sets), counts)[np.argsort(place, kind='stable')]
+
+def to_device(batch, meta, c, device):
+    """Host batch -> model.forward's batch: bytes over the bus, window and regrouping on the device."""
+    if device.type == 'cuda':
+        batch = {k: v.pin_memory().to(device, non_blocking=True) for k, v in batch.items()}
+    else:
+        batch = {k: v.to(device) for k, v in batch.items()}
+    return batch | dict(patches=window_patches(batch.pop('raw'), batch.pop('offset'), meta, c))
+
+EVAL_SEED = 2 ** 32 - 1                                                # the same validation batches and masks, whatever the seed
+
+def open_sets(split, c, vocab, encoding):
+    """The data sets of one split, each with its usable frames: those with words to go with them."""
+    sets = [open_split(Path(data_dir) / name, split) for name in dataset.split(',')]
+    for data in sets:
+        G, p = data.meta['image_size'], data.meta['patch_size']
+        if c.patch_size % p or c.image_size % p or c.image_size > G or (G, p) != (c.full_size, sets[0].meta['patch_size']):
+            sys.exit(f'error: {data.path} stores pictures of {G} px in patches of {p}: patch_size={c.patch_size} must be a multiple of that, '
+                     f'image_size={c.image_size} no larger, and sets that are mixed must agree')
+        every = np.arange(len(data.frames))
+        n = np.concatenate([text_spans(data, ids, c.text_len, context_s)[1] for ids in np.array_split(every, len(every) // 8192 + 1)])
+        data.usable = every if set(c.plan) == {'image_only'} else every[n > 0]
+        if overfit and len(data.usable):
+            data.usable = data.usable[np.linspace(0, len(data.usable) - 1, overfit).astype(int)]
+        data.lookup, data.encoding, data.orders = compact_lookup(vocab), encoding, {}
+        data.seed = seed if split == 'train' else EVAL_SEED
+    return [data for data in sets if len(data.usable)]
+
+def build_vocab():
+    """-> vocab (V,) GPT-2 ids: the tokens of the training sets and the 256 bytes, or all; word_start (V + 2,) bool; the encoding."""
+    from prepare import gpt2_encoding
+    encoding = gpt2_encoding()
+    spelling = [encoding.decode_single_token_bytes(i) for i in range(50256)]
+    used = np.array([not compact_vocab or len(s) == 1 for s in spelling] + [not compact_vocab])
+    for name in dataset.split(',') if compact_vocab else ():
+        used[np.unique(open_split(Path(data_dir) / name, 'train').tokens)] = True
+        used[50256] = False                                            # <|endoftext|> is never inside a text
+    vocab = np.flatnonzero(used)
+    return vocab, np.array([i < 50256 and spelling[i][:1] == b' ' for i in vocab] + [True, True]), encoding
+
+def distinct_pairs(data, c, limit):
+    """Frames for retrieval: of each video those whose words do not overlap, evenly thinned to `limit` -> ids, start, length."""
+    ids = np.sort(data.usable)
+    spans = [text_spans(data, some, c.text_len, context_s) for some in np.array_split(ids, len(ids) // 8192 + 1)]
+    start, length = (np.concatenate(a) for a in zip(*spans))
+    keep, end = [], 0                                                  # spans rise from video to video
+    for i in range(len(ids)):
+        if start[i] >= end:
+            keep.append(i)
+            end = start[i] + length[i]
+    keep = np.array(keep, int)[np.linspace(0, len(keep) - 1, min(limit, len(keep))).round().astype(int)]
+    return ids[keep], start[keep], length[keep]
+
+# ----------------------------------------------------------------------------------------------------------------------
+# validation: fixed samples and masks; touches no training state
+
+@torch.no_grad()
+def encode_pairs(model, data, ids, start, length, batch=64):
+    """Frames and spans of words -> ITC embeddings of pictures and of words, (n, proj_dim) each; windows in the middle."""
+    c, device, images, texts = model.config, model.pixel_mean.device, [], []
+    for i in range(0, len(ids), batch):
+        patches, tokens, pad = read_pairs(data, ids[i:i + batch], start[i:i + batch], length[i:i + batch], c, device)
+        images.append(model.embedding(model.unimodal(model.embed_image(model.normalise(patches))), model.image_proj))
+        texts.append(model.embedding(model.unimodal(model.embed_text(tokens), pad), model.text_proj, pad))
+    return torch.cat(images), torch.cat(texts)
+
+def read_pairs(data, ids, start, length, c, device):
+    """-> patches (B, N, P) uint8 in the middle of the pictures, tokens (B, T), pad (B, 1 + T) with [CLS], on the device."""
+    middle = (data.meta['image_size'] - c.image_size) // data.meta['patch_size'] // 2
+    tokens, pad = (torch.from_numpy(x).to(device) for x in read_words(data, start, length, c.text_len))
+    raw = torch.from_numpy(data.patches[ids]).to(device)
+    return window_patches(raw, torch.full((len(ids), 2), middle, device=device), data.meta, c), tokens, F.pad(pad, (1, 0))
+
+def ranks(score):
+    """score (n, n), the true pair on the diagonal -> rank of the truth in each row (n,), 0 is best; ties count against it."""
+    return (score >= score.diagonal()[:, None]).sum(1) - 1
+
+@torch.no_grad()
+def validate(model, sets, c, device, autocast):
+    """-> {val/loss, val/<objective>, val/i2t_r1, val/t2i_r1, val/chance}; ranks share the batches."""
+    model.eval()
+    rank, world = int(os.environ.get('RANK', 0)), int(os.environ.get('WORLD_SIZE', 1))
+    rows = []
+    for it in range(rank, max(eval_iters, world), world):
+        batch = to_device(get_batch(sets, c, it, 0, batch_size, batch_size, training=False), sets[0].meta, c, device)
+        with autocast():
+            loss, losses = model(batch)
+        rows.append(torch.stack([loss, *losses.values()]).float())
+    mean = torch.stack(rows).mean(0)
+    if distributed():
+        torch.distributed.all_reduce(mean)
+        mean /= world
+    entry = dict(zip(['val/loss', *(f'val/{k}' for k in losses)], mean.tolist()))
+    pairs = distinct_pairs(sets[0], c, 512)
+    if c.has('itc') and len(pairs[0]) > 1:
+        with autocast():
+            image, text = encode_pairs(model, sets[0], *pairs)
+        score = image @ text.T
+        entry |= {'val/i2t_r1': (ranks(score) == 0).float().mean().item(), 'val/t2i_r1': (ranks(score.T) == 0).float().mean().item(), 'val/chance': 1 / len(score)}
+    model.train()
+    return entry
+
+# ----------------------------------------------------------------------------------------------------------------------
+# the parts of the loop
+
+def get_lr(it):
+    """Linear warm-up to learning_rate, then half a cosine to min_lr at max_iters."""
+    if it < warmup_iters:
+        return learning_rate * (it + 1) / warmup_iters
+    share = min(1, (it - warmup_iters) / max(1, max_iters - warmup_iters))
+    return min_lr + .5 * (1 + math.cos(math.pi * share)) * (learning_rate - min_lr)
+
+def configure_optimizers(model, fused):
+    """Muon (orthogonalised momentum) for the matrices of the blocks, with AdamW's step size (arXiv:2502.16982); AdamW for the rest, with
+    weight decay on matrices but not on biases, norms, word embeddings and special vectors -> list of optimizers."""
+    named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+    blocks = [p for n, p in named if muon and p.dim() == 2 and 'blocks.' in n]
+    others = [(n, p) for n, p in named if not (muon and p.dim() == 2 and 'blocks.' in n)]
+    groups = [dict(params=[p for n, p in others if (p.dim() == 2 and 'tok_embed' not in n) == decay], weight_decay=weight_decay * decay) for decay in (True, False)]
+    adamw = torch.optim.AdamW(groups, lr=learning_rate, betas=(beta1, beta2), fused=fused)
+    return [adamw, torch.optim.Muon(blocks, lr=learning_rate, weight_decay=weight_decay, adjust_lr_fn='match_rms_adamw')] if blocks else [adamw]
+
+def save_checkpoint(path, **state):
+    """Whole or not at all: written beside, flushed, renamed. A full disk costs this checkpoint, not the former one and not the run."""
+    part = Path(f'{path}.part{os.getpid()}')
+    try:
+        with open(part, 'wb') as f:
+            torch.save(state, f)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(part, path)
+    except (OSError, RuntimeError) as e:                               # torch reports a short write as RuntimeError
+        part.unlink(missing_ok=True)
+        print(f'warning: checkpoint {path} not written ({e}); the former one stays')
+
+def load_checkpoint(path, c):
+    """-> the checkpoint to go on from; exits if its architecture is another one, which a setting cannot change."""
+    try:
+        checkpoint = torch.load(path, map_location='cpu', weights_only=True)
+        was = checkpoint['model_config']
+    except Exception as e:
+        sys.exit(f'error: {path} is not a checkpoint of train.py ({type(e).__name__}); remove it, or take another --out_dir')
+    if differs := [f'{k} is {was.get(k)!r} there and {v!r} now' for k, v in asdict(c).items() if was.get(k) != v]:
+        sys.exit(f"error: {path} is of another model: {', '.join(differs)}. Take another --out_dir, or --resume=false to start anew")
+    changed = [f'{k} {v!r} -> {config[k]!r}' for k, v in checkpoint['config'].items() if config.get(k) != (tuple(v) if isinstance(v, list) else v)]
+    print(f"going on from {path} at iteration {checkpoint['iter_num']}" + (f"; changed since: {', '.join(changed)}" if changed else ''))
+    return checkpoint
+
+def not_finite(values, names, first, sets, c, total):
+    """A loss is NaN or infinite: say which, when and on which samples, and end."""
+    row = int((~values.isfinite()).any(1).nonzero()[0])
+    wrong = [n for n, v in zip(names, values[row]) if not v.isfinite() and n != 'loss']
+    ids = get_batch(sets, c, first + row, 0, total, total)['ids'].tolist()
+    sys.exit(f"error: {', '.join(wrong)} not finite at iteration {first + row}, on frames {str(ids)[:300]}. The checkpoints are from before it. "
+             'Lower --learning_rate, or take --dtype=float32; the same samples come again at this iteration')
+
+# ----------------------------------------------------------------------------------------------------------------------
+
+def main():
+    # device, precision, ranks
+    rank, world, local = (int(os.environ.get(k, d)) for k, d in (('RANK', 0), ('WORLD_SIZE', 1), ('LOCAL_RANK', 0)))
+    name = device if device != 'auto' else 'cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu'
+    dev = torch.device(name, local) if name == 'cuda' else torch.device(name)
+    if dev.type == 'cuda':
+        torch.cuda.set_device(dev)
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    if world > 1:
+        torch.distributed.init_process_group('nccl' if dev.type == 'cuda' else 'gloo')
+    precision = dtype if dtype != 'auto' else 'bfloat16' if dev.type == 'cuda' and torch.cuda.is_bf16_supported() else 'float32'
+    autocast = nullcontext if precision == 'float32' else lambda: torch.autocast(dev.type, getattr(torch, precision))
+    scaler = torch.amp.GradScaler(dev.type, enabled=precision == 'float16')
+    torch.use_deterministic_algorithms(deterministic)
+    torch.manual_seed(seed)
+    def say(text):
+        if rank == 0:
+            print(text, flush=True)
+
+    # data, model, optimizer
+    vocab, word_start, encoding = build_vocab()
+    meta = open_split(Path(data_dir) / dataset.split(',')[0], 'train').meta
+    try:
+        c = VLConfig(**{f.name: config[f.name] for f in fields(VLConfig) if f.name in config}, vocab_size=len(vocab), full_size=meta['image_size'])
+        if batch_size % sum(c.plan.values()):
+            raise ValueError(f'batch_size={batch_size} must be a multiple of {sum(c.plan.values())}, the sum of parts={parts}')
+    except ValueError as e:
+        sys.exit(f'error: {e}')
+    sets, val_sets = open_sets('train', c, vocab, encoding), open_sets('train' if overfit else 'val', c, vocab, encoding)
+    if not sets:
+        sys.exit(f'error: {dataset} has no training frame with words around it; raise --context_s, or prepare more videos')
+    model = VLModel(c, vocab, word_start, meta['pixel_mean'], meta['pixel_std']).to(dev)
+    optimizers = configure_optimizers(model, fused=dev.type == 'cuda')
+
+    # the run's folder; a former run in it goes on
+    out, start, best = Path(out_dir), 0, math.inf
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / 'log.jsonl').touch()
+    except OSError as e:
+        sys.exit(f'error: cannot write to out_dir={out_dir}: {e}')
+    if resume and (out / 'latest.pt').exists():
+        checkpoint = load_checkpoint(out / 'latest.pt', c)
+        model.load_state_dict(checkpoint['model'])
+        for optimizer, state in zip(optimizers, checkpoint['optimizers']):
+            optimizer.load_state_dict(state)
+        start, best = checkpoint['iter_num'], checkpoint['best']
+    if rank == 0:                                                      # the log of a run that died may go beyond its checkpoint
+        lines = [line for line in (out / 'log.jsonl').read_text().splitlines(keepends=True) if line.endswith('\n')]
+        (out / 'log.jsonl').write_text(''.join(line for line in lines if json.loads(line)['iter'] < start))
+        git = subprocess.run(['git', 'rev-parse', 'HEAD'], capture_output=True, text=True, cwd=Path(__file__).parent).stdout.strip()
+        (out / 'config.json').write_text(json.dumps(config | {'_git': git, '_torch': torch.__version__}, indent=1))
+    if wandb_project and rank == 0:
+        import wandb
+        wandb.init(project=wandb_project, name=out_dir, config=config, resume='allow')
+    def log(entry):
+        if rank == 0:
+            with open(out / 'log.jsonl', 'a') as f:
+                f.write(json.dumps(entry) + '\n')
+            if wandb_project:
+                wandb.log(entry, step=entry['iter'])
+    def checkpoint_to(name):
+        if rank == 0:
+            save_checkpoint(out / name, model=model.state_dict(), optimizers=[o.state_dict() for o in optimizers], model_config=asdict(c),
+                            iter_num=it, best=best, config={k: v for k, v in config.items() if k[0] != '_'})
+
+    # what is about to happen
+    total, n_frames = batch_size * gradient_accumulation_steps * world, sum(len(d.usable) for d in sets)
+    say(f'{dataset}: {n_frames} training frames with words, vocabulary {len(vocab)}, ' + (f'{sum(len(d.usable) for d in val_sets)} frames for validation'
+        if val_sets else 'no validation set (too few videos?), so best.pt is not kept'))
+    say(f'{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters on {dev}, {precision}; {total} pairs per step = {world} ranks x {batch_size} x '
+        f'{gradient_accumulation_steps}; {max_iters} steps are {max_iters * total / n_frames:.1f} epochs')
+    chance = dict(mlm=math.log(len(vocab)), mim=1., itc=math.log(batch_size * world))
+    say('chance: ' + ', '.join(f'{k} {v:.3f}' for k, v in chance.items() if c.has(k)))
+
+    # the next batch is read while this one is computed
+    reader = ThreadPoolExecutor(1)
+    def read(it, micro):
+        return reader.submit(get_batch, sets, c, it, (micro * world + rank) * batch_size, batch_size, total)
+    def wrap(module):
+        return torch.nn.parallel.DistributedDataParallel(module, device_ids=[local] if dev.type == 'cuda' else None) if world > 1 else module
+    step_model = wrap(model)
+    if compile or compile is None and dev.type == 'cuda':
+        try:
+            compiled = wrap(torch.compile(model))
+            with autocast():
+                compiled(to_device(read(start, 0).result(), meta, c, dev))[0].backward()
+            step_model = compiled
+        except Exception as e:                                         # no compiler on this machine, or one that fails
+            say(f'torch.compile failed ({type(e).__name__}: {str(e)[:100]}); going on without')
+        model.zero_grad(set_to_none=True)
+    stop = []                                                          # Ctrl-C and SIGTERM: finish the step, save, leave; twice: leave
+    for s in signal.SIGINT, signal.SIGTERM:
+        signal.signal(s, lambda *_: stop.append(1) if not stop else os._exit(130))
+
+    it, upcoming, history = start, read(start, 0), []                  # history: losses of the steps since the last line of the log
+    waited, mark, began = 0.0, time.perf_counter(), time.perf_counter()
+    while True:
+        if it % eval_interval == 0 or it >= max_iters:
+            if it > start:
+                checkpoint_to('latest.pt')                             # first: a validation that fails loses nothing
+            if val_sets:
+                entry = dict(iter=it) | validate(model, val_sets, c, dev, autocast)
+                log(entry)
+                say(f'iter {it}: ' + ', '.join(f'{k} {v:.4f}' for k, v in entry.items() if k.count('/') == 1))
+                value = entry.get(best_by, math.inf) * (-1 if best_by.endswith('r1') else 1)
+                if it and value < best:
+                    best = value
+                    checkpoint_to('best.pt')
+            mark = time.perf_counter()
+        if it >= max_iters:
+            break
+
+        # one step
+        for group in sum((o.param_groups for o in optimizers), []):
+            group['lr'] = get_lr(it)
+        losses = []
+        for micro in range(gradient_accumulation_steps):
+            last = micro == gradient_accumulation_steps - 1
+            asked = time.perf_counter()
+            host = upcoming.result()
+            waited += time.perf_counter() - asked
+            upcoming = read(it + last, 0 if last else micro + 1)
+            batch = to_device(host, meta, c, dev)
+            with step_model.no_sync() if world > 1 and not last else nullcontext(), autocast():
+                loss, terms = step_model(batch)
+            scaler.scale(loss / gradient_accumulation_steps).backward()
+            losses.append(torch.stack([loss.detach(), *terms.values()]))
+        for optimizer in optimizers:
+            scaler.unscale_(optimizer)
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), grad_clip or math.inf)
+        for optimizer in optimizers:
+            scaler.step(optimizer)
+            optimizer.zero_grad(set_to_none=True)
+        scaler.update()
+        history.append(torch.cat([torch.stack(losses).mean(0), norm[None]]))
+        it += 1
+
+        # a line of the log
+        if it % log_interval == 0 or it % eval_interval == 0 or it >= max_iters or stop and world == 1:
+            values, names = torch.stack(history).float(), ['loss', *terms, 'grad_norm']
+            if world > 1:                                              # all ranks stop together, if one is told to
+                values = torch.cat([values, values.new_full((len(values), 1), float(bool(stop)))], 1)
+                torch.distributed.all_reduce(values)
+                stop += [1] * bool(values[0, -1])
+                values = values[:, :-1] / world
+            values = values.cpu()
+            if not values.isfinite().all():
+                not_finite(values, names, it - len(values), sets, c, total)
+            took, n = time.perf_counter() - mark, len(values)
+            for i, row in zip(range(it - n, it), values.tolist()):
+                timing = dict(pairs_per_s=n * total / took, ms=1000 * took / n, wait=waited / took) if i == it - 1 else {}
+                log(dict(iter=i) | dict(zip(names, row)) | dict(lr=get_lr(i)) | timing)
+            left = int((max_iters - it) * took / n)
+            say(f'iter {it}/{max_iters} | ' + ' '.join(f'{k} {v:.3f}' for k, v in zip(names, values.mean(0).tolist()) if '/' not in k) +
+                f' | lr {get_lr(it - 1):.1e} | {n * total / took:.0f} pairs/s, {100 * waited / took:.1f} % waiting for data'
+                f' | ETA {left // 3600}:{left // 60 % 60:02d}:{left % 60:02d}')
+            history, waited, mark = [], 0.0, time.perf_counter()
+            if stop:
+                checkpoint_to('latest.pt')
+                say(f'stopped at iteration {it}; the same command goes on from there')
+                sys.exit(130)
+    say(f'done: {it - start} iterations in {(time.perf_counter() - began) / 60:.1f} minutes. Next: python eval.py --run={out_dir}')
+    if world > 1:
+        torch.distributed.destroy_process_group()
+
+if __name__ == '__main__':
+    config = configure(globals())
+    main()
