@@ -177,6 +177,23 @@ def test_ranks_count_ties_against_the_truth():
 
 # --- exactness ----------------------------------------------------------------------------------------------------------
 
+def test_muon_steps_like_torchs(knob):
+    if not hasattr(torch.optim, 'Muon'):
+        pytest.skip('torch.optim.Muon came with torch 2.9')
+    torch.manual_seed(0)
+    ours = [torch.nn.Parameter(torch.randn(shape)) for shape in ((32, 64), (32, 64), (96, 32), (32, 32))]
+    theirs = [torch.nn.Parameter(p.detach().clone()) for p in ours]
+    a, b = train.Muon(ours, 1e-2, .05), torch.optim.Muon(theirs, lr=1e-2, weight_decay=.05, adjust_lr_fn='match_rms_adamw')
+    for _ in range(4):
+        for p, q in zip(ours, theirs):
+            p.grad = torch.randn(p.shape)
+            q.grad = p.grad.clone()
+        a.step(), b.step()
+    for p, q in zip(ours, theirs):
+        assert (p - q).norm() < 2e-4 * q.norm(), 'but for the rounding of bfloat16'
+    singular = torch.linalg.svdvals(train.orthogonal(torch.randn(3, 20, 50)))
+    assert .6 < singular.min() and singular.max() < 1.3
+
 def test_a_run_learns_and_logs(unbroken):
     out, said = unbroken
     log = read_log(out)
