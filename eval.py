@@ -22,7 +22,7 @@ run = 'out/run'                  # a folder of train.py
 checkpoint: Literal['best', 'latest'] = 'best'
 dataset = ''                     # data/<dataset>; default: the run's own
 split: Literal['test', 'val', 'train'] = 'test'
-tasks = 'retrieval,words,patches,pictures'
+tasks = 'retrieval,words,patches,pictures,curves'
 candidates = 1000                # pairs to retrieve among, at most; of each video those whose words do not overlap
 truth = ''                       # folder with NAME.json per video that says what is to be seen when, for scores by concept
 n_pictures = 8                   # rows of the pictures
@@ -263,11 +263,39 @@ def retrieval_picture(model, data, pairs, score):
             [(show(int(j)), 'green' if j == i else None) for j in top[i]] for i in pick]
     sheet(['words', *(f'{k + 1}.' for k in range(top.shape[1]))], rows, Path(run) / 'retrieval.png')
 
+def curves(*_):
+    """The run's log.jsonl as a picture: each objective in training (smoothed) and validation, and the validation retrieval."""
+    path = Path(run) / 'log.jsonl'
+    if not path.exists():
+        return dict(skipped=f'no curves: {path} not found')
+    import matplotlib
+    matplotlib.use('agg')
+    import matplotlib.pyplot as plt
+    log = [json.loads(line) for line in open(path)]
+    names = [k for k in ('mlm', 'mim', 'itc') if any(k in e for e in log)]
+    def of(key): return np.array([(e['iter'], e[key]) for e in log if key in e]).reshape(-1, 2).T
+    figure, axes = plt.subplots(1, len(names) + 1, figsize=(4 * len(names) + 4, 3), constrained_layout=True, squeeze=False)
+    for axis, name in zip(axes[0], names):
+        it, value = of(name)
+        n = max(1, len(it) // 50)
+        axis.plot(it[n - 1:], np.convolve(value, np.ones(n) / n, 'valid'), label='training', lw=1)
+        axis.plot(*of(f'val/{name}'), 'o-', label='validation', ms=3)
+        axis.set_title(f'{name} loss')
+        axis.legend()
+    for key, label in ('val/i2t_r1', 'picture to words'), ('val/t2i_r1', 'words to picture'), ('val/chance', 'chance'):
+        axes[0, -1].plot(*of(key), 'o-', label=label, ms=3)
+    axes[0, -1].set_title('validation R@1')
+    axes[0, -1].legend()
+    figure.savefig(Path(run) / 'curves.png', dpi=90)
+    plt.close(figure)
+    print(f"wrote {Path(run) / 'curves.png'}")
+    return {}
+
 # ----------------------------------------------------------------------------------------------------------------------
 
 @torch.no_grad()
 def main():
-    todo = dict(retrieval=retrieval, words=words, patches=patches, pictures=pictures)
+    todo = dict(retrieval=retrieval, words=words, patches=patches, pictures=pictures, curves=curves)
     if unknown := set(tasks.split(',')) - set(todo):
         sys.exit(f"error: no task is called {', '.join(unknown)}; there are {', '.join(todo)}")
     model, data = load_run()
@@ -275,7 +303,7 @@ def main():
     path, results = Path(run) / 'eval.json', {}
     for task in tasks.split(','):
         found = todo[task](model, data, pairs)
-        print(*(f'  {k:32s}{v:.4f}' if isinstance(v, float) else f'  {k:32s}{v}' for k, v in found.items()), sep='\n')
+        print(*(f'  {k:32s}{v:.4f}' if isinstance(v, float) else f'  {k:32s}{v}' for k, v in found.items()), sep='\n', end='\n' * bool(found))
         results |= found
     path.write_text(json.dumps(results | dict(checkpoint=checkpoint, split=split, dataset=train.dataset), indent=1))
     print(f'wrote {path}')

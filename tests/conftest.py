@@ -5,6 +5,17 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 os.environ.setdefault('OMP_NUM_THREADS', '1')                          # small tensors: threads only cost, and the sums are the same everywhere
 
+def pytest_addoption(parser):
+    parser.addoption('--slow', action='store_true', help='also the slow tier')
+
+def pytest_collection_modifyitems(config, items):
+    for item in items:
+        if 'slow' in item.keywords and not config.getoption('--slow'):
+            item.add_marker(pytest.mark.skip(reason='slow tier: --slow'))
+
+def pytest_configure(config):
+    config.addinivalue_line('markers', 'slow: minutes, or needs a quiet machine')
+
 @pytest.fixture(scope='session')
 def scenes(tmp_path_factory):
     """A small set of scenes by the two real programs -> the folder that holds data/scenes and videos/."""

@@ -38,7 +38,7 @@ def test_a_trained_run_is_better_than_chance_and_draws_its_pictures(scenes, trai
     assert r['psnr_from_words'] > r['psnr_from_other_words'] and r['psnr_masked'] > r['psnr_mean_picture']
     assert 0 < r['colour_acc_from_words'] < 1 and r['colour_objects'] > 50 and r['colours'] == 8 and 'train split of scenes' in r['protocol']
     from PIL import Image
-    for name in 'pictures', 'retrieval':
+    for name in 'pictures', 'retrieval', 'curves':
         assert np.asarray(Image.open(trained / f'{name}.png')).std() > 20
 
 def test_an_untrained_run_is_at_chance(untrained):
