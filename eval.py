@@ -214,7 +214,7 @@ def sheet(columns, rows, path, cell=160):
         for i, item in enumerate(row):
             x0, y0 = gap * (i + 1) + sum(width[:i]), 30 + y * (cell + gap)
             if isinstance(item, str):
-                pen.multiline_text((x0, y0), textwrap.fill(item, 40), 'black', font)
+                pen.multiline_text((x0, y0), '\n'.join(textwrap.fill(line, 40) for line in item.split('\n')), 'black', font)
                 continue
             picture, rim = item if isinstance(item, tuple) else (item, None)
             page.paste(Image.fromarray((np.clip(picture, 0, 1) * 255).astype(np.uint8)).resize((cell, cell), Image.Resampling.NEAREST), (x0, y0))
@@ -248,7 +248,7 @@ def pictures(model, data, pairs):
     if c.has('mlm') and 'amm_text' in c.plan:
         written = model.write(x, write_length).cpu().numpy()
         text = [f'{t}\n\nwritten from the picture: {data.encoding.decode([int(model.vocab[i]) for i in w]).strip()}' for t, w in zip(text, written)]
-    sheet(titles + ['words'], list(zip(*columns, ['\n'.join(textwrap.fill(p, 40) for p in t.split('\n')) for t in text])), Path(run) / 'pictures.png')
+    sheet(titles + ['words'], list(zip(*columns, text)), Path(run) / 'pictures.png')
     return {}
 
 def retrieval_picture(model, data, pairs, score):

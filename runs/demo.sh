@@ -4,7 +4,7 @@
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 [ -f data/scenes/videos/scenes_0599.mp4 ] || python data/scenes/prepare.py
-python prepare.py data/scenes/videos --dataset=scenes --image_size=72 --patch_size=8
+python prepare.py data/scenes/videos --dataset=scenes --image_size=64 --patch_size=8
 python train.py config/demo.py
 python eval.py --run=out/demo --truth=data/scenes/videos/truth
 echo "Look at out/demo/pictures.png and out/demo/retrieval.png; the numbers are in out/demo/eval.json"

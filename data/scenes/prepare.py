@@ -1,7 +1,7 @@
 """The embedded demo set: narrated videos of simple scenes, with the full truth about them. No download, no weights.
 
     python data/scenes/prepare.py                    ~20 s: 600 mp4 files, a .vtt beside each, truth/*.json  (in data/scenes/videos/)
-    python prepare.py data/scenes/videos --dataset=scenes --image_size=80 --patch_size=8        then like any other videos
+    python prepare.py data/scenes/videos --dataset=scenes --image_size=64 --patch_size=8        then like any other videos
 
 A video is a sequence of scenes: two or three objects with a colour, a shape, a size and a place on a plain, graded, striped or
 dotted ground, and a voice (as captions) that speaks of them in varied words, not always of everything, not always in the same order.
@@ -147,7 +147,7 @@ def main():
     Path(out, 'truth').mkdir(parents=True, exist_ok=True)
     with concurrent.futures.ProcessPoolExecutor(initializer=start, initargs=(config,)) as pool:
         list(tqdm(pool.map(make_video, range(n_videos), chunksize=4), total=n_videos, unit='video'))
-    print(f'{out}: {n_videos} videos. Next: python prepare.py {out} --dataset=scenes --image_size=80 --patch_size=8')
+    print(f'{out}: {n_videos} videos. Next: python prepare.py {out} --dataset=scenes --image_size=64 --patch_size=8')
 
 if __name__ == '__main__':
     config = configure(globals())

@@ -1,0 +1,2 @@
+# FILL
+out_dir = 'out/drawings'
