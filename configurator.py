@@ -1,7 +1,7 @@
 """Checked settings with nanoGPT's feel: a script's knobs are its plain lower-case global variables.
 
     python train.py config/scenes.py --batch_size=32         config files and flags, applied strictly left to right
-    python train.py config/a.py config/b.py --compile false  several files compose; `--k v` is `--k=v`; `--flag` is `--flag=true`
+    python train.py config/demo.py config/scenes.py --compile false  several files compose; `--k v` is `--k=v`; `--flag` is `--flag=true`
     python train.py out/run/config.json --max_iters=100      a former run's config.json is a config file as well
     python train.py -h                                       prints the knob block itself
 

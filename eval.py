@@ -7,7 +7,7 @@
 Zero-shot retrieval both ways; masked words with the right picture, another one and none (the honest test that pictures are used); PSNR of
 painted patches; pictures from words alone and words from pictures alone. All on videos that training never saw, windows in the middle.
 """
-import json, math, sys, textwrap, types
+import json, math, sys, textwrap
 from pathlib import Path
 from typing import Literal
 import numpy as np
@@ -75,7 +75,8 @@ def true_scenes(data, ids):
 
 def concepts(data, ids):
     """The name of what is to be seen in each frame, '' where the truth says nothing; None without truth."""
-    return np.array([s.get('name') or ' '.join(sorted(f"{o['colour']} {o['shape']}" for o in s.get('objects', []))) for s, _ in true_scenes(data, ids)]) if truth else None
+    def name(s): return s.get('name') or ' '.join(sorted(f"{o['colour']} {o['shape']}" for o in s.get('objects', [])))
+    return np.array([name(s) for s, _ in true_scenes(data, ids)]) if truth else None
 
 # ----------------------------------------------------------------------------------------------------------------------
 # retrieval
@@ -163,7 +164,8 @@ def patches(model, data, pairs):
     training = train.open_split(data.path, 'train')
     sample = np.linspace(0, len(training.frames) - 1, min(2000, len(training.frames))).astype(int)
     nothing = np.zeros(len(sample), int)
-    mean = train.read_pairs(types.SimpleNamespace(**vars(training) | dict(lookup=data.lookup)), sample, nothing, nothing, c, model.pixel_mean.device)[0].float().mean(0) / 255
+    training.lookup = data.lookup
+    mean = train.read_pairs(training, sample, nothing, nothing, c, model.pixel_mean.device)[0].float().mean(0) / 255
     everything, other = list(batches(model, data, *pairs)), elsewhere(pairs[0])
     tokens, pad = (torch.cat([b[i] for b in everything]) for i in (2, 3))
     for rows, x, _, _, noise in everything:

@@ -1,14 +1,15 @@
 """Narrated videos -> memory-mapped patches, tokens and frame index in data/<dataset>/, ready for train.py.
 
-    python prepare.py talks/ --dataset=talks                    files, folders, and text files that list them
-    python prepare.py talks/ --dataset=talks --whisper_model=tiny.en   speech to text where no .vtt, .srt or .json3 lies beside a video
+    python prepare.py talks/ --dataset=talks                    files, folders, and text files that list them; Whisper where no captions lie beside
+    python prepare.py "ytsearch50:oil painting tutorial" --dataset=oil    searches, channels, playlists and URLs, by yt-dlp
     python prepare.py --pairs=coco.json --dataset=coco          an image-caption list into the same arrays
     python prepare.py talks/ --dry_run                          how many videos, hours, bytes, and how long it will take
     python prepare.py --dataset=talks --check                   validate a finished set
 
-Each video becomes one shard by a pure function (decode key frames, transcribe, tokenise), in worker processes; a last step joins
-the shards. Ctrl-C or a crash loses at most the videos in flight: run the same command again. The arrays come out the same, byte for
-byte, with any number of workers. More inputs given later are added to the set; --overwrite starts it anew.
+What was named is frozen into data/<dataset>/items.jsonl, which is itself an input: a data set is a recipe that can be published. Each
+video becomes one shard by a pure function (decode key frames, transcribe, tokenise), in worker processes; a last step joins the
+shards. Ctrl-C or a crash loses at most the videos in flight: run the same command again. The arrays come out the same, byte for byte,
+with any number of workers. More inputs given later are added to the set; --overwrite starts it anew.
 """
 import base64, collections, concurrent.futures as futures, functools, hashlib, html, importlib.util, io, itertools, json, math
 import multiprocessing, os, re, shutil, signal, sys, threading, time, types
@@ -20,9 +21,20 @@ from configurator import configure
 # what goes in
 dataset = 'mine'                 # the arrays go to <data_dir>/<dataset>
 data_dir = 'data'
-videos: tuple[str, ...] = ()     # files, folders, .txt lists of them; plain arguments do the same
+videos: tuple[str, ...] = ()     # files, folders, URLs, ytsearchN:queries, .txt lists of all these, items.jsonl; plain arguments do the same
 pairs = ''                       # image-caption list, JSON or JSONL: {"image": path, "caption": text or [texts]}
 all_files = False                # folders: try every file, whatever its extension
+exclude: tuple[str, ...] = ()    # keys, ids, URLs or .txt lists of them that leave the set, now and for good
+# from the network, by yt-dlp
+max_per_input = 0                # videos of each channel, playlist or search; 0: all
+licence = ''                     # only videos whose licence contains this: Creative Commons
+min_s, max_s = 20, 7200          # only videos of this length, seconds
+max_height = 360                 # the smallest format from here down is taken; above only if there is no other
+auto_captions = False            # take the site's automatic captions where it has no others, instead of running Whisper: for laptops
+sleep_s = 5.0                    # wait this long, up to twice as long, between downloads: faster gets an address refused
+cookies = ''                     # a cookies.txt, for what only you may see
+keep_media = False               # keep the files after their frames and words are taken
+retry_failed = False             # ask again for what is gone, private or filtered, and for what crashed
 # pictures
 image_size = 160                 # stored side; a few patches more than the model sees, train.py takes random windows of it
 patch_size = 16                  # stored patch side; the model's may be any multiple
@@ -44,6 +56,8 @@ timeout_s = 1200                 # per video, plus three times its length
 val_fraction: float | None = None    # by video; None: 0.1 below 2,000 videos, else 0.01
 test_fraction: float | None = None
 overwrite = False                # forget the set's former items and shards (what Whisper heard is kept)
+resolve = False                  # only freeze the inputs into items.jsonl
+preview = False                  # only write data/<dataset>/preview.html: look at your data
 check = False                    # only validate the finished set
 dry_run = False                  # only count and estimate
 
@@ -81,22 +95,38 @@ TOKENIZER_SHA256 = '306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838d
 # ----------------------------------------------------------------------------------------------------------------------
 # resolve: what the user named -> items, one per video or image
 
-def find_items(inputs, pairs, all_files=False):
-    """-> (items, refused): items are dicts with a canonical key (of the content, not the name), refused are rows for videos.jsonl."""
-    paths, items, refused = [], {}, []
-    for name in inputs:
-        path = Path(name)
-        if path.is_dir():
-            paths += sorted(p for p in path.rglob('*') if p.is_file() and p.suffix.lower() not in SIDECARS
-                            and (all_files or p.suffix.lower() in EXTENSIONS))
+REMOTE = re.compile(r'https?://|\w+search\d*:')
+
+def find_items(inputs, pairs, cfg, known):
+    """-> (items, refused): items are dicts with a canonical key (a site's id, or a hash of the content: not the name), refused are rows for
+    videos.jsonl. `known`: the items of former runs; an input from the network that they stem from is not asked again."""
+    paths, items, refused, asked = [], {}, [], {i.get('asked') for i in known}
+    def expand(name, folder=Path()):
+        path = folder / name
+        if REMOTE.match(name):
+            paths.append(name.split('#')[0])
+        elif path.is_dir():
+            paths.extend(sorted(p for p in path.rglob('*') if p.is_file() and p.suffix.lower() not in SIDECARS and (
+                cfg['all_files'] or p.suffix.lower() in EXTENSIONS)))
         elif path.suffix.lower() == '.txt' and path.is_file():
-            lines = [line.strip() for line in path.read_text(encoding='utf-8-sig').splitlines()]
-            paths += [path.parent / line for line in lines if line and not line.startswith('#')]
+            for line in path.read_text(encoding='utf-8-sig').splitlines():
+                if line.strip() and not line.startswith('#'):
+                    expand(line.strip(), path.parent)
+        elif path.suffix.lower() == '.jsonl' and path.is_file():
+            items.update((i['key'], i) for i in read_rows(path))
         else:
             paths.append(path)
+    for name in inputs:
+        expand(name)
     for path in paths:
-        row = dict(key='path:' + str(path), source=str(path), title=path.stem, url='')
-        if not path.is_file():
+        row = dict(key='path:' + str(path), source=str(path), title=getattr(path, 'stem', ''), url='')
+        if isinstance(path, str):
+            try:
+                found = [] if path in asked else find_online(path, cfg)
+                items |= {i['key']: i for i in found if i['key'] not in items}
+            except Bad as e:
+                refused.append(row | dict(url=path, cause=e.cause, message=str(e)))
+        elif not path.is_file():
             refused.append(row | dict(cause='not_found', message=f'{path}: no such file'))
         elif path.stat().st_size == 0:
             refused.append(row | dict(cause='empty', message=f'{path}: 0 bytes'))
@@ -104,7 +134,7 @@ def find_items(inputs, pairs, all_files=False):
             item = row | dict(key=content_key(path), bytes=path.stat().st_size, sidecar=sidecar(path))
             if items.setdefault(item['key'], item) is not item:
                 refused.append(row | dict(cause='duplicate', message=f"{path}: the same file as {items[item['key']]['source']}"))
-    for n, pair in enumerate(read_pairs(pairs) if pairs else ()):
+    for n, pair in enumerate(read_rows(pairs) if pairs else ()):
         image, caption = (pair.get('image'), pair.get('caption')) if isinstance(pair, dict) else (None, None)
         texts = [c for c in ([caption] if isinstance(caption, str) else caption or []) if isinstance(c, str) and c.strip()]
         path = Path(pairs).parent / str(image)
@@ -118,14 +148,13 @@ def find_items(inputs, pairs, all_files=False):
         item.setdefault('captions', []).extend(t for t in texts if t not in item.get('captions', []))  # COCO lists an image once per caption
     return list(items.values()), refused
 
-def read_pairs(path):
-    """The entries of an image-caption list: JSON [...] or JSONL."""
+def read_rows(path):
+    """The entries of a JSON list [...] or a JSONL file."""
     try:
         raw = Path(path).read_text(encoding='utf-8-sig')
-        rows = json.loads(raw) if raw.lstrip()[:1] == '[' else [json.loads(line) for line in raw.splitlines() if line.strip()]
+        return json.loads(raw) if raw.lstrip()[:1] == '[' else [json.loads(line) for line in raw.splitlines() if line.strip()]
     except (OSError, ValueError) as e:
-        sys.exit(f'error: --pairs={path}: {e}')
-    return rows
+        sys.exit(f'error: {path}: {e}')
 
 def content_key(path):
     """file:<hash of the size and of the first and last megabyte>: the same for copies and renamed files."""
@@ -141,6 +170,91 @@ def sidecar(path):
     beside = [p for p in path.parent.glob(re.sub(r'([\[\]*?])', r'[\1]', path.stem) + '.*') if p.suffix.lower() in SIDECARS]
     beside.sort(key=lambda p: (SIDECARS.index(p.suffix.lower()), len(p.name), p.name))
     return str(beside[0]) if beside else ''
+
+# ----------------------------------------------------------------------------------------------------------------------
+# the network: yt-dlp's Python API, one request at a time; no merging, so no ffmpeg program
+
+class Quiet:
+    """yt-dlp's logger: keeps the last thing it said, for why a video was left out."""
+    said = ''
+    def debug(self, text):
+        self.said = text if 'skipping' in text or 'does not pass' in text else self.said
+    def info(self, text): self.debug(text)
+    def warning(self, text): pass
+    def error(self, text): pass
+
+def downloader(cfg, **options):
+    """A YoutubeDL with everything set explicitly: the defaults of the Python API are not those of the command line."""
+    import yt_dlp
+    h, wait = cfg['max_height'], lambda n: min(2 ** n, 60)
+    conditions = f"!is_live & live_status!=?is_upcoming & duration>=?{cfg['min_s']} & duration<=?{cfg['max_s']} & age_limit<?18"
+    return yt_dlp.YoutubeDL(dict(
+        format=f'b[height<=?{h}][protocol^=http]/(bv[height<=?{h}],wa)/b[height<={2 * h}]/w/ba',   # one file, else two; in this order HLS comes last
+        match_filter=yt_dlp.match_filter_func(conditions + (f" & license*={cfg['licence']!r}" if cfg['licence'] else '')),
+        retries=5, fragment_retries=5, extractor_retries=2, file_access_retries=3, socket_timeout=30, continuedl=True, retry_sleep_functions=dict(
+            http=wait, fragment=wait, extractor=wait), sleep_interval=cfg['sleep_s'], max_sleep_interval=2 * cfg['sleep_s'],
+        sleep_interval_requests=cfg['sleep_s'] / 8, sleep_interval_subtitles=cfg['sleep_s'] / 2, throttledratelimit=100_000, max_filesize=2 << 30,
+        noplaylist=True, ignoreerrors=False, subtitleslangs=[f"{cfg['language']}.*" if cfg['language'] != 'any' else 'all'],
+        subtitlesformat='json3/vtt/srt', writesubtitles=cfg['text'] != 'whisper', writeautomaticsub=cfg['auto_captions'],
+        extractor_args=dict(youtube=dict(skip=['translated_subs'])), js_runtimes=dict(deno={}, node={}), fixup='never', updatetime=False,
+        restrictfilenames=True, cachedir=False, noprogress=True, quiet=True, logger=Quiet(), cookiefile=cfg['cookies'] or None) | options)
+
+CAUSES = dict(                                                         # yt-dlp's words -> cause; the first that fits. Refusals stop the run, see fetch_all
+    refused=r"HTTP Error 4(29|03)|Too Many Requests|try again later|rate.?limit|not a bot",
+    private=r'private video|video is private|HTTP Error 401', members=r'members.only|join this channel', age=r'confirm your age|age.restricted', drm=r'\bDRM\b',
+    geo=r'your country|your location|geo.?restrict', gone=r'removed|terminated|no longer available|HTTP Error 4(04|10)|video unavailable|does not exist',
+    no_video=r'Unsupported URL|no video|Requested format is not available|No video formats', upcoming=r'premieres in|will begin in|is live')
+PASSING = 'refused', 'network'                                         # causes that may be over the next time
+
+def polite(ask, url):
+    """ask(), with yt-dlp's errors as Bad(cause, its own message)."""
+    import yt_dlp
+    try:
+        return ask()
+    except (yt_dlp.utils.YoutubeDLError, OSError, ValueError) as e:
+        message = re.sub(r'\x1b\[[\d;]*m|^ERROR: ', '', str(e)).split('; please report this issue')[0]
+        raise Bad(next((c for c, words in CAUSES.items() if re.search(words, message, re.I)), 'network'), f'{url}: {message}') from None
+
+def find_online(name, cfg):
+    """A URL, playlist, channel or ytsearchN:query -> items; only lists are asked for, nothing is downloaded."""
+    from yt_dlp.extractor.youtube import YoutubeIE
+    row = dict(source=name, title='', url=name, asked=name)
+    if video := YoutubeIE.get_temp_id(name):                           # one video, also out of a playlist: needs no request
+        url = 'https://www.youtube.com/watch?v=' + video
+        return [row | dict(key='youtube:' + video, source=url, url=url)]
+    if Path(name.split('?')[0]).suffix.lower() in EXTENSIONS:
+        return [row | dict(key='url:' + name)]
+    with downloader(cfg, extract_flat='in_playlist', playlistend=cfg['max_per_input'] or None, match_filter=None) as ydl:
+        info = polite(lambda: ydl.extract_info(name, download=False), name)
+    items = []
+    for e in info['entries'] if 'entries' in info else [info]:
+        url, kind = e.get('webpage_url') or e.get('url') or name, e.get('ie_key') or e.get('extractor_key') or 'Generic'
+        if re.search('Tab|Playlist', kind):                            # the tabs of a channel
+            items += [i | dict(asked=name) for i in find_online(url, cfg)]
+        else:
+            items.append(row | dict(key='url:' + url.split('#')[0] if kind == 'Generic' else f"{kind.lower()}:{e['id']}", source=url, url=url,
+                                    title=e.get('title') or '', duration=e.get('duration') or 0))
+    return items[:cfg['max_per_input'] or None]
+
+def fetch(item, cfg):
+    """Download one video into its folder under raw/ -> the item with media (one file, or picture and sound), sidecar and what is known of it."""
+    folder = shard_path(cfg['root'] / 'raw', item['key'], '')
+    folder.mkdir(parents=True, exist_ok=True)
+    with downloader(cfg, outtmpl=f"{str(folder).replace('%', '%%')}/%(format_id)s.%(ext)s") as ydl:
+        info = polite(lambda: ydl.extract_info(item['url']), item['url'])
+        info = info if 'entries' not in info else next(iter(info['entries']), {})              # a page with several: the first
+        if not (media := [d['filepath'] for d in info.get('requested_downloads') or ()]):
+            raise Bad('filtered', f"{item['url']}: {ydl.params['logger'].said or 'nothing to download'}")
+    captions = [c['filepath'] for c in (info.get('requested_subtitles') or {}).values() if os.path.exists(c.get('filepath') or '')]
+    known = {k: info[k] for k in 'license channel_id upload_date language'.split() if info.get(k)}
+    return item | known | dict(media=media, sidecar=min(captions, key=len, default=''), title=info.get('title') or item['title'], bytes=sum(map(os.path.getsize, media)))
+
+def check_javascript():
+    """YouTube's player needs a JavaScript runtime; without one most formats are missing."""
+    import yt_dlp                                                      # noqa: F401  fills supported_js_runtimes
+    from yt_dlp.globals import supported_js_runtimes
+    found = [f'{i.name} {i.version}' for n in ('deno', 'node') if (i := supported_js_runtimes.value[n]().info) and i.supported]
+    print(f'JavaScript for YouTube: {found[0]}' if found else 'warning: no JavaScript runtime, which YouTube needs since 2025; install one: pip install deno')
 
 # ----------------------------------------------------------------------------------------------------------------------
 # pictures: the key frames of a video
@@ -225,7 +339,7 @@ def shots(video, max_gap_s):
     yield from fill(video.end)
 
 def key_frames(video, cfg, count):
-    """Yield (t_ms, flags, picture uint8 (S, S, 3)) of the frames to keep, in order; picture None: an earlier one is back.
+    """Yield (t_ms, flags, dHash, picture uint8 (S, S, 3)) of the frames to keep, in order; picture None: an earlier one is back.
 
     Near-duplicates of the last kept frame, frames too soon after it and blank ones are dropped; `count` says how many of each."""
     kept, last_t, seeker = [], -math.inf, None                         # kept: thumbnails of the last 64 kept frames
@@ -247,11 +361,11 @@ def key_frames(video, cfg, count):
             count['frames_too_soon'] += 1
         elif any(like(other, cfg.again_bits) for other in kept):
             count['frames_again'] += 1
-            yield round(t * 1000), 0, None
+            yield round(t * 1000), 0, bits, None
         else:
             kept, last_t = kept[-63:] + [(grey, bits)], t
             count['frames_kept'] += 1
-            yield round(t * 1000), flags, square(frame, video.video, cfg.image_size)
+            yield round(t * 1000), flags, bits, square(frame, video.video, cfg.image_size)
 
 def image_square(path, size):
     """An image file -> uint8 (size, size, 3): orientation applied, shorter side resized, centre crop."""
@@ -456,7 +570,7 @@ def process(item, cfg):
         signal.alarm(cfg.timeout_s)
     path = shard_path(cfg.root / 'shards', item['key'])
     path.parent.mkdir(parents=True, exist_ok=True)
-    part, row = path.with_suffix(f'.part{os.getpid()}'), {k: v for k, v in item.items() if k not in ('captions', 'sidecar')}
+    part, row = path.with_suffix(f'.part{os.getpid()}'), {k: v for k, v in item.items() if k not in ('captions', 'sidecar', 'media')}
     try:
         with open(part, 'wb') as out:
             index = (extract_image if 'captions' in item else extract_video)(item, cfg, count, spent, out)
@@ -490,15 +604,20 @@ def failed(root, row, cause, message):
 
 def extract_video(item, cfg, count, spent, out):
     """The key frames of a video to `out`, its words and times -> the shard's index."""
-    began, flags, frames, pixels = time.perf_counter(), 0, [], np.zeros((2, 3), np.int64)
-    video = Decoder(item['source'])
+    began, flags, frames, hashes, pixels = time.perf_counter(), 0, [], [], np.zeros((2, 3), np.int64)
+    media = item.get('media') or [item['source']]                      # a site may give picture and sound as two files
+    video = Decoder(media[0])
+    if video.video is None:
+        raise Bad('no_video', f"{item['source']}: no video track")
+    sound = Decoder(media[-1]) if len(media) > 1 else video
     if hasattr(signal, 'SIGALRM'):
         signal.alarm(int(cfg.timeout_s + 3 * video.duration))
-    for t_ms, frame_flags, picture in key_frames(video, cfg, count):
+    for t_ms, frame_flags, bits, picture in key_frames(video, cfg, count):
         if frames and frames[-1][1] is None:
             frames[-1][1] = t_ms                                       # until the next kept frame, or until an earlier picture is back
         if picture is not None:
             frames.append([t_ms, None, frame_flags])
+            hashes.append(bits)
             out.write(patchify_uint8(picture, cfg.patch_size).tobytes())
             pixels += [picture.sum((0, 1), np.int64), (picture.astype(np.int64) ** 2).sum((0, 1))]
     length = max(video.end, video.duration if not video.bad else 0) if video.end > .98 * video.duration else video.end
@@ -513,17 +632,17 @@ def extract_video(item, cfg, count, spent, out):
     began, words_from = time.perf_counter(), 'sidecar'
     if item.get('sidecar') and cfg.text != 'whisper':
         segments = read_sidecar(item['sidecar'])
-    elif cfg.text == 'sidecar' or video.audio is None:
-        why = 'it has no audio track' if video.audio is None else '--text=sidecar'
+    elif cfg.text == 'sidecar' or sound.audio is None:
+        why = 'it has no audio track' if sound.audio is None else '--text=sidecar'
         if not cfg.keep_silent:
             raise Bad('no_text', f"{item['source']}: no .vtt, .srt or .json3 beside it, and {why}")
         segments = []
     else:
-        words_from = 'whisper'
-        heard = shard_path(cfg.root / 'words', item['key'] + cfg.whisper_model + cfg.language, '.json')   # kept: other image sizes need no second hearing
+        words_from, model_name = 'whisper', hashlib.sha256((cfg.whisper_model + cfg.language).encode()).hexdigest()[:8]
+        heard = shard_path(cfg.root / 'words', item['key'], f'.{model_name}.json')   # kept: other image sizes need no second hearing
         if not heard.exists():
             heard.parent.mkdir(parents=True, exist_ok=True)
-            segments = transcribe(Decoder(item['source']), item['key'], cfg, counted := collections.Counter())
+            segments = transcribe(Decoder(media[-1]), item['key'], cfg, counted := collections.Counter())
             heard.with_suffix(f'.part{os.getpid()}').write_text(json.dumps([segments, counted]))
             os.replace(heard.with_suffix(f'.part{os.getpid()}'), heard)
         segments, counted = json.loads(heard.read_text())
@@ -534,7 +653,7 @@ def extract_video(item, cfg, count, spent, out):
     if len(tokens) == 1 and not cfg.keep_silent:
         raise Bad('no_speech', f"{item['source']}: no words were heard" if words_from == 'whisper' else f"{item['sidecar']}: no words in time")
     frames[-1][1] = frames[-1][1] or duration_ms
-    return dict(tokens=tokens, times=times, frames=np.array(frames, np.uint32).reshape(-1, 3), pixels=pixels, row=dict(
+    return dict(tokens=tokens, times=times, frames=np.array(frames, np.uint32).reshape(-1, 3), hashes=np.array(hashes, np.uint8), pixels=pixels, row=dict(
         duration=duration_ms / 1000, flags=flags, words_from=words_from, n_frames=len(frames), n_tokens=len(tokens)))
 
 def extract_image(item, cfg, count, spent, out):
@@ -545,7 +664,7 @@ def extract_image(item, cfg, count, spent, out):
     count['frames_seen'] = count['frames_kept'] = 1
     tokens = np.concatenate([tokenise([(0, 0, ' '.join(text.split()))], encoding, 0)[0] for text in item['captions']])
     spent['frames'] = time.perf_counter() - began
-    return dict(tokens=tokens, times=np.zeros(len(tokens), np.uint32), frames=np.zeros((1, 3), np.uint32), pixels=np.stack(
+    return dict(tokens=tokens, times=np.zeros(len(tokens), np.uint32), frames=np.zeros((1, 3), np.uint32), hashes=np.zeros((0, 8), np.uint8), pixels=np.stack(
         [picture.sum((0, 1), np.int64), (picture.astype(np.int64) ** 2).sum((0, 1))]), row=dict(
         duration=0.0, flags=VIDEO_CAPTIONS, words_from='captions', n_frames=1, n_tokens=len(tokens)))
 
@@ -559,31 +678,63 @@ def start_worker():
     threading.Thread(target=lambda: (multiprocessing.parent_process().join(), os._exit(1)), daemon=True).start()       # and none outlives it
     os.environ['OMP_NUM_THREADS'] = '1'                                # before torch: the same sums whatever the machine and the workers
 
+def weight(item):
+    """Of the progress bar: bytes, guessed before a download."""
+    return item.get('bytes') or round(40_000 * (item.get('duration') or 600))
+
 def process_all(items, cfg, workers, bar):
-    """Run `process` over items in worker processes -> rows. A worker that dies is replaced, its video counted as crash or timeout."""
-    mine, rows, pools = threading.local(), [], []
-    def one(item):
+    """Run `process` over items in worker processes -> (rows, refused). A worker that dies is replaced, its video counted as crash or timeout.
+    Videos from the network are fetched here, one after the other, while the workers are busy; refused: whether the site told us to stop."""
+    mine, rows, pools, jobs, broken, refusals = threading.local(), [], [], [], [], 0
+    room = threading.Semaphore(2 * workers)                            # no more files than this wait on the disk
+    def done(item, row):
+        bar.update(weight(item))
+        if row['status'] == 'failed':
+            bar.write(f"skipped ({row['cause']}): {row['message']}")
+        rows.append(row)
+        bar.set_postfix_str(f'{len(rows)}/{len(items)} videos', refresh=False)
+    def one(item, fetched):
         if not hasattr(mine, 'pool'):
             mine.pool = futures.ProcessPoolExecutor(1, multiprocessing.get_context('spawn'), start_worker)
             pools.append(mine.pool)
         began = time.monotonic()
         try:
-            row = mine.pool.submit(process, item, cfg).result()
+            row = mine.pool.submit(process, fetched, cfg).result()
         except futures.process.BrokenProcessPool:
             del mine.pool
             cause = 'timeout' if time.monotonic() - began >= cfg['timeout_s'] else 'crash'
             row = failed(cfg['root'], {k: v for k, v in item.items() if k != 'captions'}, cause, f"{item['source']}: {cause} while it was read")
-        bar.update(item['bytes'])
-        if row['status'] == 'failed':
-            bar.write(f"skipped ({row['cause']}): {row['message']}")
-        return row
+        finally:
+            if fetched is not item:
+                room.release()
+        if fetched is not item and not cfg['keep_media']:
+            shutil.rmtree(Path(fetched['media'][0]).parent)
+        done(item, row)
+    def submit(*args):
+        jobs.append(threads.submit(one, *args))
+        jobs[-1].add_done_callback(lambda job: job.exception() and broken.append(job))
     with futures.ThreadPoolExecutor(workers) as threads:
-        for row in futures.as_completed([threads.submit(one, item) for item in items]):
-            rows.append(row.result())
-            bar.set_postfix_str(f'{len(rows)}/{len(items)} videos', refresh=False)
+        for item in items:
+            if not item['url']:
+                submit(item, item)
+        for item in (i for i in items if i['url'] and not broken):
+            room.acquire()
+            try:
+                fetched = fetch(item, cfg)
+            except Bad as e:
+                room.release()
+                refusals = (refusals + 1) * (e.cause == 'refused')
+                done(item, failed(cfg['root'], item, e.cause, str(e)))
+                if refusals == 3:
+                    break
+                continue
+            refusals = 0
+            submit(item, fetched)
+        for job in jobs:
+            job.result()
         for pool in pools:
             pool.shutdown(wait=False)
-    return rows
+    return rows, refusals == 3
 
 # ----------------------------------------------------------------------------------------------------------------------
 # finalise: all shards -> the arrays; deterministic, meta.json last
@@ -597,47 +748,94 @@ def split_of(keys, val_fraction, test_fraction):
             split[min((k for k in split if split[k] == 'train'), key=share.get)] = want
     return split
 
-def write_array(path, parts):
-    """Write bytes-like parts to path.part; -> (sha256, size). The caller renames."""
-    digest, size = hashlib.sha256(), 0
-    with open(f'{path}.part', 'wb') as f:
-        for part in parts:
-            f.write(part)
-            digest.update(part)
-            size += len(part)
-        f.flush()
-        os.fsync(f.fileno())
-    return digest.hexdigest(), size
+class Output:
+    """A file that is written beside its name, with its sha256; the caller renames when all are there."""
+    def __init__(self, path):
+        self.path, self.file, self.digest, self.size = path, open(f'{path}.part', 'wb'), hashlib.sha256(), 0
+
+    def write(self, data):
+        data = memoryview(data).cast('B')
+        self.file.write(data)
+        self.digest.update(data)
+        self.size += len(data)
+
+    def close(self):
+        self.file.flush()
+        os.fsync(self.file.fileno())
+        self.file.close()
+        return dict(sha256=self.digest.hexdigest(), bytes=self.size)
+
+def write_whole(path, data):
+    """bytes -> path, whole or not at all."""
+    part = Path(f'{path}.part{os.getpid()}')
+    part.write_bytes(data)
+    os.replace(part, path)
+
+def npy_header(dtype, n):
+    np.lib.format.write_array_header_1_0(stream := io.BytesIO(), dict(descr=np.lib.format.dtype_to_descr(dtype), fortran_order=False, shape=(n,)))
+    return stream.getvalue()
+
+def uploads(*kinds):
+    """Dicts {key: set of hashes}, by pictures and by words -> {key: the first key of its group}: re-uploads share more than half of the smaller set."""
+    first = {k: k for kind in kinds for k in kind}
+    def root(k):
+        while first[k] != k:
+            k = first[k]
+        return k
+    for marks in kinds:
+        holders, shared = collections.defaultdict(list), collections.Counter()
+        for key in sorted(marks):
+            for mark in marks[key]:
+                if len(holders[mark]) < 8:                             # what more have is a title card or a greeting
+                    shared.update((other, key) for other in holders[mark])
+                    holders[mark].append(key)
+        for (a, b), n in shared.items():
+            if n >= 4 and 2 * n > min(len(marks[a]), len(marks[b])):
+                a, b = sorted((root(a), root(b)))
+                first[b] = a
+    return {k: root(k) for k in first}
+
+def marks(index):
+    """What a re-upload has in common with its original: the dHash of each frame, and one in 8 of the hashes of 8 tokens in a row."""
+    tokens = index['tokens'].astype(np.uint64)
+    grams = sum((tokens[i:len(tokens) - 7 + i] * np.uint64(0x9E3779B97F4A7C15 ** (i + 1) % 2 ** 64) for i in range(8)), np.zeros(max(len(tokens) - 7, 0), np.uint64))
+    grams ^= grams >> np.uint64(29)
+    return {h.tobytes() for h in index['hashes']}, {int(g) for g in grams if g % 8 == 0}
 
 def finalise(root, items, refused, cfg):
-    """Join the shards of all items -> meta. The same shards give the same bytes, in whatever order they were made."""
-    rows, shards = {r['key']: r | dict(status='failed', counts={}) for r in refused}, []
+    """Join the shards of all items -> (meta, rows). The same shards give the same bytes, in whatever order they were made; one is in memory at a time."""
+    rows, paths, pictures, texts = {r['key']: r | dict(status='failed', counts={}) for r in refused}, {}, {}, {}
     for item in sorted(items, key=lambda i: i['key']):
-        path = shard_path(root / 'shards', item['key'])
+        key, path = item['key'], shard_path(root / 'shards', item['key'])
+        rows[key] = item | dict(status='pending', cause='pending', message='not asked for yet', counts={})
         if path.exists():
-            rows[item['key']] = read_shard(path)[0]['row']
-            shards.append(path)
+            index, paths[key] = read_shard(path)[0], path
+            rows[key], (pictures[key], texts[key]) = index['row'], marks(index)
         elif (error := path.with_suffix('.err.json')).exists():
-            rows[item['key']] = json.loads(error.read_text())
-    ok = [k for k, r in rows.items() if r['status'] == 'ok']
-    small = .1 if len(ok) < 2000 else .01
+            rows[key] = json.loads(error.read_text())
+    small = .1 if len(paths) < 2000 else .01
     fractions = [small if f is None else f for f in (cfg['val_fraction'], cfg['test_fraction'])]
-    split = split_of(ok, *fractions)
+    group = uploads(pictures, texts)                                   # re-uploads follow the first of them
+    split = split_of(set(group.values()), *fractions)
+    split = {k: split[g] for k, g in group.items()}
     order = {k: n for n, k in enumerate(sorted(rows))}
     meta = dict(format=FORMAT, image_size=cfg['image_size'], patch_size=cfg['patch_size'], tokenizer='gpt2', tokenizer_sha256=TOKENIZER_SHA256,
-                special_ids={'<|endoftext|>': EOT}, split_rule=f"sha256 of the key, by video: val {fractions[0]:g}, test {fractions[1]:g}",
+                special_ids={'<|endoftext|>': EOT}, split_rule=f"sha256 of the key, by video: val {fractions[0]:g}, test {fractions[1]:g}; re-uploads together",
                 config={k: cfg[k] for k in EXTRACTION}, keys_sha256=hashlib.sha256(json.dumps([sorted(split.items()), sorted(rows)]).encode()).hexdigest())
     if (root / 'meta.json').exists() and (old := json.loads((root / 'meta.json').read_text())).items() >= meta.items():
         return old, rows
     (root / 'meta.json').unlink(missing_ok=True)
-    meta |= dict(hours=0.0, counts={}, arrays={})
+    meta |= dict(hours=0.0, counts={}, arrays={}, reuploads=sum(k != g for k, g in group.items()))
     pixels, n_pixels, files = np.zeros((2, 3), object), 0, []          # Python integers: exact
     for name in 'train', 'val', 'test':
-        mine = [read_shard(p) + (p,) for p in shards if split[read_shard(p)[0]['row']['key']] == name]
-        videos, frames, t, f = np.zeros(len(mine), VIDEO), [], 0, 0
-        for v, (index, _, _) in enumerate(mine):
+        mine = [k for k in sorted(paths) if split[k] == name]
+        out = {a: Output(root / f'{name}_{a}') for a in ('patches.bin', 'tokens.bin', 'times.bin', 'frames.npy', 'videos.npy')}
+        out['frames.npy'].write(npy_header(FRAME, sum(rows[k]['n_frames'] for k in mine)))
+        videos, t, f = np.zeros(len(mine), VIDEO), 0, 0
+        for v, key in enumerate(mine):
+            index, size = read_shard(paths[key])
             row, n = index['row'], len(index['frames'])
-            videos[v] = t, t + len(index['tokens']), f, f + n, round(row['duration'] * 1000), order[row['key']], row['flags']
+            videos[v] = t, t + len(index['tokens']), f, f + n, round(row['duration'] * 1000), order[key], row['flags']
             ends = np.flatnonzero(index['tokens'] == EOT)
             frame = np.zeros(n, FRAME)
             frame['video'], (frame['t_ms'], frame['t_end_ms'], frame['flags']) = v, index['frames'].T
@@ -645,37 +843,28 @@ def finalise(root, items, refused, cfg):
             frame['token'] = t + np.minimum(np.searchsorted(index['times'], middle), ends[0] if row['flags'] & VIDEO_CAPTIONS else ends[-1])
             spoken = np.searchsorted(index['times'][:-1], frame['t_ms']) < np.searchsorted(index['times'][:-1], frame['t_end_ms'])
             frame['flags'] |= np.where(spoken | (row['flags'] & VIDEO_CAPTIONS > 0), 0, FRAME_SILENT).astype('u2')
-            frames, t, f = frames + [frame], t + len(index['tokens']), f + n
+            for array, data in ('tokens.bin', index['tokens']), ('times.bin', index['times']), ('frames.npy', frame):
+                out[array].write(np.ascontiguousarray(data).view(np.uint8))
+            with open(paths[key], 'rb') as shard:
+                while size:
+                    out['patches.bin'].write(part := shard.read(min(size, 1 << 24)))
+                    size -= len(part)
+            t, f, rows[key]['split'] = t + len(index['tokens']), f + n, name
             meta['hours'] += row['duration'] / 3600
-            rows[row['key']]['split'] = name
             if name == 'train':
                 pixels, n_pixels = pixels + index['pixels'], n_pixels + n * cfg['image_size'] ** 2
-        def patch_rows():
-            for _, size, path in mine:
-                with open(path, 'rb') as shard:
-                    while size:
-                        part = shard.read(min(size, 1 << 24))
-                        size -= len(part)
-                        yield part
-        def npy(array):
-            np.save(stream := io.BytesIO(), array)
-            return [stream.getvalue()]
-        for array, parts in dict(patches=('bin', patch_rows()), tokens=('bin', (i['tokens'] for i, _, _ in mine)), times=('bin', (
-                i['times'] for i, _, _ in mine)), frames=('npy', npy(np.concatenate(frames + [np.zeros(0, FRAME)]))), videos=('npy', npy(videos))).items():
-            path = root / f'{name}_{array}.{parts[0]}'
-            digest, size = write_array(path, (memoryview(p).cast('B') for p in parts[1]))
-            meta['arrays'][path.name] = dict(sha256=digest, bytes=size)
-            files.append(path)
+        np.save(stream := io.BytesIO(), videos)
+        out['videos.npy'].write(stream.getvalue())
+        meta['arrays'] |= {o.path.name: o.close() for o in out.values()}
         meta['counts'][name] = dict(videos=len(mine), frames=f, tokens=t)
+        files += [o.path for o in out.values()]
     mean = [p / max(n_pixels, 1) / 255 for p in pixels[0]]
     meta |= dict(pixel_mean=mean, pixel_std=[math.sqrt(max(q / max(n_pixels, 1) / 255 ** 2 - m * m, 0)) for m, q in zip(mean, pixels[1])])
-    keep = 'key source title url duration split status cause message words_from n_frames n_tokens counts'.split()
-    lines = [json.dumps({k: rows[key][k] for k in keep if k in rows[key]}) + '\n' for key in sorted(rows)]
-    for path, parts in (root / 'videos.jsonl', [line.encode() for line in lines]), (root / 'meta.json', [json.dumps(meta, indent=1).encode()]):
-        write_array(path, parts)
-        files.append(path)
+    keep = 'key source title url duration split status cause message words_from n_frames n_tokens counts license channel_id upload_date language'.split()
     for path in files:
         os.replace(f'{path}.part', path)
+    write_whole(root / 'videos.jsonl', ''.join(json.dumps({k: rows[key][k] for k in keep if k in rows[key]}) + '\n' for key in sorted(rows)).encode())
+    write_whole(root / 'meta.json', json.dumps(meta, indent=1).encode())          # last: it exists = the set is complete
     return meta, rows
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -764,6 +953,30 @@ def estimate(items, cfg):
           f"{size / 1e6:.0f} MB of arrays (as much again for shards), and {took / 60 / cfg['workers']:.1f} minutes with {cfg['workers']} workers on a CPU")
 WHISPER_PACE = {'tiny': 15, 'base': 7, 'small': 2.5, 'medium': .8, 'turbo': .7, 'large': .4}  # x real time on one core, roughly
 
+def may_pass(root, item):
+    """Whether to try an item again that failed before: not what killed its worker, nor, to be polite, what a site said for good."""
+    error = shard_path(root / 'shards', item['key'], '.err.json')
+    cause = json.loads(error.read_text())['cause'] if error.exists() else ''
+    return cause in PASSING if cause and item['url'] else cause not in ('crash', 'timeout')
+
+def take_down(root, items):
+    """--exclude: items, shards, words and media of these go, and the keys are remembered -> the items that stay."""
+    listed = [line.strip() for name in exclude for line in (Path(name).read_text(encoding='utf-8').splitlines() if name.endswith('.txt') else [name])]
+    memory = root / 'excluded.txt'
+    gone = {line for line in listed + (memory.read_text().splitlines() if memory.exists() else []) if line}
+    out = [i for i in items if gone & {i['key'], i['key'].split(':', 1)[1], i['url'], i['source']} - {''}]
+    gone |= {i['key'] for i in out}                                    # a key stays out under any name
+    for item in out:
+        shard = shard_path(root / 'shards', item['key'])
+        for path in shard, shard.with_suffix('.err.json'):
+            path.unlink(missing_ok=True)
+        for folder in root.glob(f"words/*/{shard.stem}*"), [shard_path(root / 'raw', item['key'], '')]:
+            for path in folder:
+                shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+    if gone:
+        write_whole(memory, '\n'.join(sorted(gone) + ['']).encode())
+    return [i for i in items if i['key'] not in gone]
+
 def main():
     root = Path(data_dir) / dataset
     if check:
@@ -772,12 +985,13 @@ def main():
         sys.exit(bool(found))
     if image_size % patch_size or not 16 <= image_size <= 1024:
         sys.exit(f'error: image_size={image_size} must be a multiple of patch_size={patch_size}, from 16 to 1024')
-    items, refused = find_items(videos, pairs, all_files)
     cfg = {k: v for k, v in config.items() if k != '_source'} | dict(root=root)
+    rank, world = (int(os.environ.get(a, os.environ.get(b, d))) for a, b, d in (
+        ('RANK', 'SLURM_ARRAY_TASK_ID', 0), ('WORLD_SIZE', 'SLURM_ARRAY_TASK_COUNT', 1)))
     known = root / 'items.jsonl'
-    if known.exists() and not overwrite:
-        have = {i['key'] for i in items}
-        items += [i for i in map(json.loads, known.read_text().splitlines()) if i['key'] not in have]
+    former = read_rows(known) if known.exists() and not overwrite else []
+    items, refused = find_items(videos, pairs, cfg, former if rank == 0 else [dict(asked=v) for v in videos])          # one rank asks the network
+    items += [i for i in former if i['key'] not in {i['key'] for i in items}]
     if not items:
         print(*(f"{r['cause']}: {r['message']}" for r in refused), sep='\n')
         sys.exit('error: no videos found; name files, folders or .txt lists of them: python prepare.py talks/ --dataset=talks')
@@ -796,21 +1010,28 @@ def main():
         if differs := [f'{k} was {old.get(k)!r}, now {v!r}' for k, v in extraction.items() if old.get(k) != v]:
             sys.exit(f"error: {root} was begun with other settings: {'; '.join(differs)}. Take another --dataset, or --overwrite")
         before.write_text(json.dumps(extraction))
-        write_array(known, [(json.dumps(i) + '\n').encode() for i in sorted(items, key=lambda i: i['key'])])
-        os.replace(f'{known}.part', known)
-        todo = sorted((i for i in items if not shard_path(root / 'shards', i['key']).exists()), key=lambda i: -i['bytes'])      # the longest first
-        lost = {json.loads(p.read_text())['key'] for p in (root / 'shards').glob('*/*.err.json') if '"crash"' in p.read_text() or '"timeout"' in p.read_text()}
-        todo = [i for i in todo if i['key'] not in lost]
-        print(f'{root}: {len(items)} videos, {len(items) - len(todo)} done before, {len(todo)} to do with {cfg["workers"]} workers')
+        items = take_down(root, items)
+        write_whole(known, ''.join(json.dumps(i) + '\n' for i in sorted(items, key=lambda i: i['key'])).encode())
+        if resolve:
+            return print(f'{known}: {len(items)} videos. It is an input like others: python prepare.py {known} --dataset={dataset}')
+        todo = sorted((i for i in items if not shard_path(root / 'shards', i['key']).exists()), key=lambda i: -weight(i))         # the longest first
+        todo = [i for i in todo if retry_failed or may_pass(root, i)]
+        done_before = len(items) - len(todo)
+        todo = [i for n, i in enumerate(todo) if (n % world == rank if not i['url'] else rank == 0)]      # one rank asks a site, politely
+        print(f'{root}: {len(items)} videos, {done_before} done before, {len(todo)} to do with {cfg["workers"]} workers')
+        if any(i['key'].startswith('youtube:') for i in todo):
+            check_javascript()
         if text != 'sidecar' and any('captions' not in i and (text == 'whisper' or not i['sidecar']) for i in todo):
             load_whisper.__wrapped__(whisper_model, 'cpu')             # once here, so that workers do not all download, or all fail
         began = time.monotonic()
         from tqdm import tqdm
-        with tqdm(total=sum(i['bytes'] for i in todo), unit='B', unit_scale=True, smoothing=.1, disable=not todo) as bar:
+        with tqdm(total=sum(map(weight, todo)), unit='B', unit_scale=True, smoothing=.1, disable=not todo) as bar:
             for row in refused:
                 bar.write(f"skipped ({row['cause']}): {row['message']}")
-            rows = process_all(todo, cfg, cfg['workers'], bar)
+            rows, told_to_stop = process_all(todo, cfg, cfg['workers'], bar)
         seconds = time.monotonic() - began
+        if world > 1:
+            return print(f'rank {rank} of {world}: done. When all are: python prepare.py --dataset={dataset} joins the shards')
         print('joining the shards')
         meta, all_rows = finalise(root, items, refused, cfg)
     except KeyboardInterrupt:
@@ -822,6 +1043,10 @@ def main():
     for name, n in meta['counts'].items():
         print(f"  {name:8s}{n['videos']} videos, {n['frames']} frames, {n['tokens']} tokens")
     (root / 'stats.json').write_text(json.dumps(dict(seconds=seconds, rows=rows), default=str))
+    if told_to_stop:
+        print('stopped: the site refused three requests in a row (too many, or it suspects a robot). What was fetched is kept. Wait an hour or more, raise '
+              '--sleep_s, and run the same command again: it goes on with what is pending', file=sys.stderr)
+        sys.exit(75)
     if not meta['counts']['train']['videos']:
         sys.exit('error: nothing to train on: no video gave frames and words (the causes are above)')
     print(f'{root}: ready. Next: python train.py --dataset={dataset}')

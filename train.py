@@ -2,7 +2,7 @@
 
     python train.py                                             data/scenes on whatever this machine has
     python train.py config/scenes.py --itc=0 --out_dir=out/no_itc    a preset and an ablation
-    torchrun --standalone --nproc_per_node=4 train.py config/base.py  several GPUs; also works on a CPU
+    torchrun --standalone --nproc_per_node=4 train.py config/scenes.py  several GPUs; also works on a CPU
 
 Ctrl-C or a crash, then the same command: the run goes on from out_dir/latest.pt exactly where it was. Nothing random is stored, because
 nothing random has a state: the order of the samples, their windows and their masks are a pure function of (seed, iteration, position).

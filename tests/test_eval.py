@@ -84,7 +84,8 @@ def test_reconstruction_keeps_what_is_visible_and_shuffling_changes_the_video(tr
     finally:
         vars(train).update(before)
 
-@pytest.mark.parametrize('argv, words', [(['--run=absent'], 'no checkpoint absent/latest.pt'), (['--tasks=dance'], 'no task is called dance'), (['--split=test2'], "'test2'"), (['--rn=x'], "did you mean 'run'")])
+@pytest.mark.parametrize('argv, words', [(['--run=absent'], 'no checkpoint absent/latest.pt'), (['--tasks=dance'], 'no task is called dance'),
+                                         (['--split=test2'], "'test2'"), (['--rn=x'], "did you mean 'run'")])
 def test_mistakes_are_one_line(trained, argv, words):
     done = evaluate(f'--run={trained}', *argv)
     assert done.returncode == 1 and words in done.stderr and 'Traceback' not in done.stderr

@@ -253,9 +253,12 @@ def test_norm_pix_is_maes():
 def test_the_block_is_torchs():
     block, D = models.Block(32, 4), 32
     theirs = torch.nn.TransformerEncoderLayer(D, 4, 4 * D, dropout=0, activation='gelu', layer_norm_eps=1e-6, batch_first=True, norm_first=True)
-    theirs.load_state_dict({'self_attn.in_proj_weight': block.attn.qkv.weight, 'self_attn.in_proj_bias': block.attn.qkv.bias, 'self_attn.out_proj.weight': block.attn.proj.weight,
-                            'self_attn.out_proj.bias': block.attn.proj.bias, 'linear1.weight': block.mlp.fc1.weight, 'linear1.bias': block.mlp.fc1.bias, 'linear2.weight': block.mlp.fc2.weight,
-                            'linear2.bias': block.mlp.fc2.bias, 'norm1.weight': block.norm1.weight, 'norm1.bias': block.norm1.bias, 'norm2.weight': block.norm2.weight, 'norm2.bias': block.norm2.bias})
+    theirs.load_state_dict({'self_attn.in_proj_weight': block.attn.qkv.weight, 'self_attn.in_proj_bias': block.attn.qkv.bias,
+                            'self_attn.out_proj.weight': block.attn.proj.weight,
+                            'self_attn.out_proj.bias': block.attn.proj.bias, 'linear1.weight': block.mlp.fc1.weight, 'linear1.bias': block.mlp.fc1.bias,
+                            'linear2.weight': block.mlp.fc2.weight,
+                            'linear2.bias': block.mlp.fc2.bias, 'norm1.weight': block.norm1.weight, 'norm1.bias': block.norm1.bias,
+                            'norm2.weight': block.norm2.weight, 'norm2.bias': block.norm2.bias})
     x, pad = torch.randn(5, 9, D), torch.arange(9) >= torch.tensor([9, 3, 5, 1, 8])[:, None]
     assert torch.allclose(models.run([block], x, pad)[~pad], theirs(x, src_key_padding_mask=pad)[~pad], atol=1e-5)
     assert torch.allclose(models.run([block], x), theirs(x), atol=1e-5)

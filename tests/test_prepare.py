@@ -47,7 +47,8 @@ def args(tmp_path, *more, dataset='set'):
     return [f'--data_dir={tmp_path}/data', f'--dataset={dataset}', '--image_size=32', '--patch_size=8', '--text=sidecar', *more]
 
 def hashes(folder):
-    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.glob('*')) if p.suffix in ('.bin', '.npy') or p.name in ('meta.json', 'videos.jsonl')}
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.glob('*'))
+            if p.suffix in ('.bin', '.npy') or p.name in ('meta.json', 'videos.jsonl')}
 
 def rows_of(folder):
     return [json.loads(line) for line in open(folder / 'videos.jsonl')]
@@ -92,16 +93,19 @@ go<00:00:03.000><c> again</c> [Music]
 @pytest.mark.parametrize('name, content, want', [
     ('a.vtt', 'WEBVTT\n\n1\n00:01.000 --> 00:02.000\n<v Bob>Hello &amp; <i>welcome</i>\nto it\n\n00:00:03.000 --> 00:00:04.500\n[Applause]\n',
      [(1., 2., 'Hello & welcome to it')]),
-    ('a.srt', '\ufeff1\r\n01:00:01,250 --> 01:00:02,000\r\n>> Yes.\r\n\r\n2\r\n01:00:02,000 --> 01:00:03,000\r\n>> Yes.\r\n', [(3601.25, 3602., 'Yes.'), (3602., 3603., 'Yes.')]),
+    ('a.srt', '\ufeff1\r\n01:00:01,250 --> 01:00:02,000\r\n>> Yes.\r\n\r\n2\r\n01:00:02,000 --> 01:00:03,000\r\n>> Yes.\r\n',
+     [(3601.25, 3602., 'Yes.'), (3602., 3603., 'Yes.')]),
     ('a.vtt', ROLLING, [(.5, 1., 'so'), (1., 1.5, 'here'), (1.5, 2.5, 'we'), (2.51, 3., 'go'), (3., 4., 'again')]),
-    ('a.json3', json.dumps(dict(events=[dict(tStartMs=0, dDurationMs=9000), dict(tStartMs=1000, dDurationMs=3000, segs=[dict(utf8='so'), dict(utf8=' well', tOffsetMs=500)]),
+    ('a.json3', json.dumps(dict(events=[dict(tStartMs=0, dDurationMs=9000),
+        dict(tStartMs=1000, dDurationMs=3000, segs=[dict(utf8='so'), dict(utf8=' well', tOffsetMs=500)]),
         dict(tStartMs=2000, aAppend=1, segs=[dict(utf8='\n')]), dict(tStartMs=2000, dDurationMs=1000, segs=[dict(utf8='yes')])])),
      [(1., 1.5, 'so'), (1.5, 2., 'well'), (2., 3., 'yes')])])
 def test_sidecars(tmp_path, name, content, want):
     (tmp_path / name).write_text(content)
     assert prepare.read_sidecar(str(tmp_path / name)) == want
 
-@pytest.mark.parametrize('name, content, cause', [('a.vtt', 'WEBVTT\n', 'no_text'), ('a.json3', '{"events": 3}', 'bad_sidecar'), ('a.json3', '<html>', 'bad_sidecar'), ('a.srt', '', 'no_text')])
+@pytest.mark.parametrize('name, content, cause', [('a.vtt', 'WEBVTT\n', 'no_text'), ('a.json3', '{"events": 3}', 'bad_sidecar'),
+                                                  ('a.json3', '<html>', 'bad_sidecar'), ('a.srt', '', 'no_text')])
 def test_bad_sidecars(tmp_path, name, content, cause):
     (tmp_path / name).write_text(content)
     with pytest.raises(prepare.Bad) as e:
@@ -127,7 +131,7 @@ def test_each_token_has_its_share_of_the_time():
 def decode(path, size=32, **settings):
     cfg = types.SimpleNamespace(**{k: getattr(prepare, k) for k in prepare.EXTRACTION} | dict(image_size=size) | settings)
     count, video = collections.Counter(), prepare.Decoder(path)
-    return list(prepare.key_frames(video, cfg, count)), count, video
+    return [(t, flags, picture) for t, flags, _, picture in prepare.key_frames(video, cfg, count)], count, video
 
 def test_key_frames_are_the_pictures_of_the_video(tmp_path):
     kept, count, video = decode(make_video(tmp_path / 'a.mp4', [1, 2, 3]), 64)
@@ -208,7 +212,8 @@ def test_arrays_keep_the_contract(finished, videos):
     mean = np.fromfile(finished / 'train_patches.bin', np.uint8).reshape(-1, 3).mean(0) / 255
     assert np.allclose(meta['pixel_mean'], mean, atol=1e-6)
 
-@pytest.mark.parametrize('damage, word', [('cut', 'bytes'), ('flip', 'sha256'), ('token', 'middle'), ('eot', 'endoftext'), ('row', 'videos.jsonl'), ('meta', 'not complete')])
+@pytest.mark.parametrize('damage, word', [('cut', 'bytes'), ('flip', 'sha256'), ('token', 'middle'),
+                                          ('eot', 'endoftext'), ('row', 'videos.jsonl'), ('meta', 'not complete')])
 def test_check_finds_damage(finished, tmp_path, damage, word):
     folder = tmp_path / 'set'
     shutil.copytree(finished, folder, ignore=shutil.ignore_patterns('shards'))
@@ -249,7 +254,8 @@ def test_two_workers_give_the_same_bytes(videos, finished, tmp_path):
 def test_kill_and_resume_give_the_same_bytes(videos, finished, tmp_path):
     shards, kills = tmp_path / 'data' / 'set' / 'shards', 0
     for enough in 1, 3, 5:
-        process = subprocess.Popen([sys.executable, ROOT / 'prepare.py', videos, *args(tmp_path, '--workers=1')], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen([sys.executable, ROOT / 'prepare.py', videos, *args(tmp_path, '--workers=1')], cwd=ROOT,
+                                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         until = time.time() + 60
         while process.poll() is None and len(list(shards.glob('*/*.shard'))) < enough and time.time() < until:
             time.sleep(.005)
@@ -312,7 +318,8 @@ def test_every_bad_file_is_counted_by_its_cause_and_harms_no_other(tmp_path):
     rows = {Path(r['source']).name: r for r in rows_of(tmp_path / 'data' / 'set')}
     causes = {name: r['cause'] for name, r in rows.items()}
     assert causes == {'good0.mp4': '', 'good1.mp4': '', 'good2.mp4': '', 'cut.mp4': '', 'renamed copy ; rm -rf $HOME.mp4': 'duplicate', 'empty.mp4': 'empty',
-                      'garbage.mp4': 'not_media', 'page.mp4': 'not_media', 'silent.mp4': 'no_text', 'wordless.mp4': 'no_text', 'black.mp4': 'no_frames', 'tiny.mp4': 'size',
+                      'garbage.mp4': 'not_media', 'page.mp4': 'not_media', 'silent.mp4': 'no_text', 'wordless.mp4': 'no_text',
+                      'black.mp4': 'no_frames', 'tiny.mp4': 'size',
                       'end_missing.mp4': 'not_media', 'cut_early.mp4': 'truncated', 'absent.mp4': 'not_found'}
     assert result.returncode == 0 and '4 ok' in result.stdout and 'Traceback' not in result.stderr
     for name, cause in causes.items():
@@ -356,10 +363,11 @@ def test_an_unwritable_folder_is_one_line(tmp_path):
 def test_a_worker_that_dies_costs_one_video(tmp_path):
     bar = types.SimpleNamespace(update=lambda n: None, write=print, set_postfix_str=lambda *a, **k: None)
     cfg = {k: getattr(prepare, k) for k in prepare.EXTRACTION} | dict(root=tmp_path, image_size=32, patch_size=8, timeout_s=600, keep_silent=True)
-    good = [dict(key=f'file:{n}', source=str(make_video(tmp_path / f'{n}.mp4', [1])), bytes=1, sidecar='') for n in range(2)]
+    good = [dict(key=f'file:{n}', source=str(make_video(tmp_path / f'{n}.mp4', [1])), url='', bytes=1, sidecar='') for n in range(2)]
     pipe = tmp_path / 'pipe'                                           # opening it blocks for ever: a hang inside a C library
     os.mkfifo(pipe)
-    rows = prepare.process_all([dict(key='file:hangs', source=str(pipe), bytes=1, sidecar='')] + good, cfg | dict(timeout_s=3), 1, bar)
+    hangs = dict(key='file:hangs', source=str(pipe), url='', bytes=1, sidecar='')
+    rows, _ = prepare.process_all([hangs] + good, cfg | dict(timeout_s=3), 1, bar)
     assert sorted((r['status'], r['cause']) for r in rows) == [('failed', 'timeout'), ('ok', ''), ('ok', '')]
 
 def test_dry_run_touches_nothing(videos, tmp_path):
@@ -444,7 +452,7 @@ def test_speed_at_360p(tmp_path, capsys):
     with av.open(str(tmp_path / 'talk.mp4'), 'w') as container:
         stream = container.add_stream('libx264', rate=fps, options=dict(preset='veryfast', crf='23', g=str(5 * fps), sc_threshold='0'))
         stream.width, stream.height, stream.pix_fmt = 640, 360, 'yuv420p'
-        for shot in range(minutes * 6):                                # ten seconds each: a slow pan over soft noise
+        for _ in range(minutes * 6):                                   # ten seconds each: a slow pan over soft noise
             big = np.asarray(Image.fromarray(rng.integers(0, 256, (24, 40, 3), np.uint8)).resize((900, 620), Image.Resampling.BICUBIC))
             big = np.clip(big + rng.normal(0, 6, big.shape), 0, 255).astype(np.uint8)
             for i in range(10 * fps):

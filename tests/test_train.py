@@ -102,7 +102,8 @@ def test_caption_lists(tmp_path, knob):
     (tmp_path / 'list.json').write_text(json.dumps([dict(image=f'{n}.png', caption=[f'first of {n}', f'second caption of {n} is longer', 'third']) for n in range(5)]))
     for n in range(5):
         Image.fromarray(np.random.default_rng(n).integers(0, 256, (40, 40, 3), np.uint8)).save(tmp_path / f'{n}.png')
-    subprocess.run([sys.executable, ROOT / 'prepare.py', f'--pairs={tmp_path}/list.json', f'--data_dir={tmp_path}/data', '--dataset=scenes', '--image_size=40', '--patch_size=8'], check=True, capture_output=True)
+    subprocess.run([sys.executable, ROOT / 'prepare.py', f'--pairs={tmp_path}/list.json', f'--data_dir={tmp_path}/data', '--dataset=scenes', '--image_size=40',
+                    '--patch_size=8'], check=True, capture_output=True)
     (data,), c, vocab, encoding = opened(tmp_path, knob)
     ids = np.arange(len(data.frames))
     for n, want in enumerate(['first of', 'second caption of', 'third']):
@@ -237,10 +238,12 @@ def test_interrupt_saves_and_the_same_command_goes_on(scenes, unbroken, tmp_path
 
 def test_validation_touches_no_training_state(scenes, unbroken, knob, tmp_path):
     log = run(knob, scenes, tmp_path / 'run', eval_interval=5, eval_iters=1)
-    assert numbers(x for x in log if 'loss' in x) == numbers(x for x in read_log(unbroken[0]) if 'loss' in x) and same_weights(weights(tmp_path / 'run'), weights(unbroken[0]))
+    assert numbers(x for x in log if 'loss' in x) == numbers(x for x in read_log(unbroken[0]) if 'loss' in x)
+    assert same_weights(weights(tmp_path / 'run'), weights(unbroken[0]))
 
 def torchrun(n, argv):
-    done = subprocess.run([sys.executable, '-m', 'torch.distributed.run', f'--nproc_per_node={n}', '--master_port', str(29500 + os.getpid() % 2000), *argv], capture_output=True, text=True, cwd=ROOT)
+    done = subprocess.run([sys.executable, '-m', 'torch.distributed.run', f'--nproc_per_node={n}', '--master_port', str(29500 + os.getpid() % 2000), *argv],
+                          capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -268,7 +271,8 @@ def test_overfitting_eight_pairs_goes_to_zero(scenes, knob, tmp_path):
     first, last = (next(x for x in lines if 'val/loss' in x) for lines in (log, log[::-1]))
     assert last['val/mlm'] < .35 * first['val/mlm'] and last['val/itc'] < .5 * first['val/itc'] and last['val/chance'] == 1 / 8
 
-@pytest.mark.parametrize('values', [dict(muon=False, batch_size=16), dict(compact_vocab=False, batch_size=16), dict(dtype='bfloat16'), dict(patch_size=16, norm_pix=True, parts='joint:1'),
+@pytest.mark.parametrize('values', [dict(muon=False, batch_size=16), dict(compact_vocab=False, batch_size=16), dict(dtype='bfloat16'),
+                                    dict(patch_size=16, norm_pix=True, parts='joint:1'),
                                     dict(parts='clean:1', mlm=0., mim=0., n_unimodal=3, batch_size=5), dict(parts='text_only:1', itc=0., mim=0., n_unimodal=0),
                                     dict(parts='image_only:1', itc=0., mlm=0., n_unimodal=0), dict(itc_variant='sigmoid')])
 def test_options_train(scenes, knob, tmp_path, values):
@@ -278,7 +282,8 @@ def test_options_train(scenes, knob, tmp_path, values):
 def test_a_set_without_validation_trains(scenes, knob, tmp_path, capsys):
     folder = tmp_path / 'data'
     videos = sorted((scenes / 'videos').glob('*.mp4'))[:2]
-    subprocess.run([sys.executable, ROOT / 'prepare.py', *videos, f'--data_dir={folder}', '--dataset=scenes', '--image_size=40', '--patch_size=8'], check=True, capture_output=True)
+    subprocess.run([sys.executable, ROOT / 'prepare.py', *videos, f'--data_dir={folder}', '--dataset=scenes', '--image_size=40',
+                    '--patch_size=8'], check=True, capture_output=True)
     log = run(knob, tmp_path, tmp_path / 'run', max_iters=2)
     assert len(log) == 2 and 'no validation set' in capsys.readouterr().out and (tmp_path / 'run' / 'latest.pt').exists()
 
