@@ -132,7 +132,8 @@ def words(model, data, pairs):
         count += int(used.sum())
         uni += torch.bincount(target[used].cpu(), minlength=c.vocab_size)
     out = {f'mlm_acc_{k}': v[0] / count for k, v in total.items()} | {f'mlm_bits_{k}': v[1] / count for k, v in total.items()}
-    return out | dict(mlm_acc_commonest=(uni.max() / uni.sum()).item(), masked_tokens=count)
+    return out | dict(alignment_bits=out['mlm_bits_shuffled'] - out['mlm_bits_right'],         # per token: about 0 if pictures and words have nothing in common
+                      mlm_acc_commonest=(uni.max() / uni.sum()).item(), masked_tokens=count)
 
 def to_pixels(model, x):
     """Normalised patches -> pixels in [0, 1]."""

@@ -935,6 +935,43 @@ def table(rows, seconds=0):
         f'; {sum(by.get(s, 0) for s in ["frames"]) / seconds:.0f} x in all' if seconds else ''))]
     return '\n'.join(f'  {k:8s}{v}' for k, v in lines)
 
+def write_preview(root, n=24):
+    """root/preview.html: n random frames with the words around them, and what became of each video. One static page; nothing in it is trusted."""
+    from PIL import Image
+    meta, rows, rng = json.loads((root / 'meta.json').read_text()), read_rows(root / 'videos.jsonl'), np.random.default_rng(0)
+    encoding, S, p, safe, cards = gpt2_encoding(), meta['image_size'], meta['patch_size'], html.escape, []
+    for split, counts in meta['counts'].items():
+        frames, videos = (np.load(root / f'{split}_{a}.npy', allow_pickle=False) for a in ('frames', 'videos'))
+        tokens, times = (np.memmap(root / f'{split}_{a}.bin', t, 'r') if counts['tokens'] else () for a, t in (('tokens', '<u2'), ('times', '<u4')))
+        share = -(-n * len(frames) // max(1, sum(c['frames'] for c in meta['counts'].values())))
+        for i in sorted(rng.choice(len(frames), min(share, len(frames)), replace=False)):
+            f, v = frames[i], videos[frames[i]['video']]
+            row, span = rows[v['row']], slice(int(v['token_start']), int(v['token_end']) - 1)
+            when, said = times[span].astype(np.int64), tokens[span]
+            def words(a, b):
+                return safe(encoding.decode(said[(when >= a) & (when < b)].tolist()))
+            t, end = int(f['t_ms']), max(int(f['t_end_ms']), int(f['t_ms']) + 1)
+            patches = np.fromfile(root / f'{split}_patches.bin', np.uint8, S * S * 3, offset=int(i) * S * S * 3).reshape(S // p, S // p, p, p, 3)
+            Image.fromarray(patches.swapaxes(1, 2).reshape(S, S, 3)).save(stream := io.BytesIO(), 'PNG')
+            link = row['url'] + ('&' if '?' in row['url'] else '?') + f't={t // 1000}' if re.match('https?://', row['url']) else ''
+            clock, title = f'{t // 60000}:{t // 1000 % 60:02d}', safe(row['title'])
+            cards.append(f'<figure><img src="data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}"><figcaption><small>{split}, '
+                         f'{f"""<a href="{safe(link)}">{title}, {clock}</a>""" if link else f"{title}, {clock}"}, stands {(end - t) / 1000:.1f} s</small><br>'
+                         f'{words(t - 1000, t)}<b>{words(t, end)}</b>{words(end, end + 1000)}</figcaption></figure>')
+    def cells(r):
+        counts = ', '.join(f"{v} {k.removeprefix('frames_')}" for k, v in r.get('counts', {}).items())
+        return (r['status'], r['cause'] or r.get('split', ''), r['title'] or r['source'], f"{r.get('duration') or 0:.0f} s", r.get('n_tokens', ''), counts,
+                r.get('message', ''))
+    lines = [[safe(str(c)) for c in cells(r)] for r in sorted(rows, key=lambda r: r['status'])]
+    heads = 'status', 'split or cause', 'title', 'length', 'tokens', 'frames and chunks: kept, dropped', 'message'
+    write_whole(root / 'preview.html', f"""<!doctype html><meta charset="utf-8"><title>{safe(root.name)}</title><style>
+body {{ font: 14px sans-serif; margin: 2em }} figure {{ display: inline-block; width: 220px; margin: 0 14px 18px 0; vertical-align: top }} img {{ width: 220px }}
+table {{ border-collapse: collapse }} td, th {{ border-bottom: 1px solid #ddd; padding: 2px 10px; text-align: left }}</style>
+<h1>{safe(root.name)}</h1><pre>{safe(table(rows))}</pre><p>Random frames; bold: said while the frame stands, around it: one second before and after.</p>
+{''.join(cards)}<h2>Videos</h2><table><tr>{''.join(f'<th>{h}' for h in heads)}{''.join('<tr>' + ''.join(f'<td>{c}' for c in line) for line in lines[:500])}
+</table>{f'<p>and {len(lines) - 500} more, see videos.jsonl' if len(lines) > 500 else ''}""".encode())
+    print(f"wrote {root / 'preview.html'}")
+
 def estimate(items, cfg):
     """--dry_run: open each video, decode nothing, print what a run would take."""
     hours, broken, speech = 0.0, 0, 0.0
@@ -983,6 +1020,10 @@ def main():
         found = problems(root)
         print('\n'.join(found) or f'{root}: all is as it should be')
         sys.exit(bool(found))
+    if preview:
+        if not (root / 'meta.json').exists():
+            sys.exit(f'error: {root} is not complete; run prepare.py on it first')
+        return write_preview(root)
     if image_size % patch_size or not 16 <= image_size <= 1024:
         sys.exit(f'error: image_size={image_size} must be a multiple of patch_size={patch_size}, from 16 to 1024')
     cfg = {k: v for k, v in config.items() if k != '_source'} | dict(root=root)

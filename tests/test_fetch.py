@@ -64,7 +64,8 @@ def site(tmp_path_factory):
     server.shutdown()
 
 def args(tmp_path, *more):
-    return [f'--data_dir={tmp_path}/data', '--dataset=set', '--image_size=32', '--patch_size=8', '--text=sidecar', '--keep_silent=true', '--sleep_s=0', '--min_s=0', *more]
+    return [f'--data_dir={tmp_path}/data', '--dataset=set', '--image_size=32', '--patch_size=8', '--text=sidecar', '--keep_silent=true', '--sleep_s=0',
+            '--min_s=0', *more]
 
 def test_urls_pages_and_feeds_become_items_and_arrays(site, tmp_path):
     Site.asked.clear()
@@ -148,11 +149,61 @@ def formats(*rows):
     return [dict(format_id=i, ext='mp4', url='http://x/' + i, protocol=p, height=h, vcodec=v, acodec=a, tbr=h or 50) for i, p, h, v, a in rows]
 
 @pytest.mark.parametrize('have, want', [
-    ([('139', 'https', None, 'none', 'aac'), ('134', 'https', 360, 'avc1', 'none'), ('93', 'm3u8_native', 360, 'avc1', 'aac'), ('18', 'https', 360, 'avc1', 'aac')], ['18']),
-    ([('139', 'https', None, 'none', 'aac'), ('160', 'https', 144, 'avc1', 'none'), ('134', 'https', 360, 'avc1', 'none'), ('137', 'https', 1080, 'avc1', 'none')], ['134', '139']),
+    ([('139', 'https', None, 'none', 'aac'), ('134', 'https', 360, 'avc1', 'none'), ('93', 'm3u8_native', 360, 'avc1', 'aac'),
+      ('18', 'https', 360, 'avc1', 'aac')], ['18']),
+    ([('139', 'https', None, 'none', 'aac'), ('160', 'https', 144, 'avc1', 'none'), ('134', 'https', 360, 'avc1', 'none'),
+      ('137', 'https', 1080, 'avc1', 'none')], ['134', '139']),
     ([('0', 'http', None, None, None)], ['0']), ([('hd', 'https', 1080, 'avc1', 'aac')], ['hd'])])
 def test_the_format_is_one_file_or_two_but_never_a_merge(have, want):
     cfg = {k: getattr(prepare, k) for k in ('max_height', 'min_s', 'max_s', 'licence', 'sleep_s', 'language', 'text', 'auto_captions', 'cookies')}
     with prepare.downloader(cfg) as ydl:
         chosen = list(ydl.build_format_selector(ydl.params['format'])(dict(formats=formats(*have), has_merged_format=True, incomplete_formats=False)))
     assert [f['format_id'] for f in chosen] == want
+
+# --- re-uploads, ranks, many shards, the preview ------------------------------------------------------------------------
+
+def test_reuploads_share_a_split(tmp_path):
+    """The same pictures in another file, and the same words over other pictures, follow the first copy."""
+    for n in range(12):
+        make_video(tmp_path / f'v{n}.mp4', [10 * n + k for k in range(6)], seconds=2)
+    make_video(tmp_path / 'again.mp4', [40 + k for k in range(5)], seconds=2, words=False)                 # v4, without its last scene
+    words = 'WEBVTT\n\n00:00.000 --> 00:12.000\n' + ' '.join(f'{w} said the {w * 7 % 50} of {w * 3 % 11}' for w in range(40)) + '\n'
+    for name in 'v1', 'v2':
+        (tmp_path / f'{name}.vtt').write_text(words)
+    done = run(tmp_path, *args(tmp_path, '--val_fraction=.4', '--test_fraction=.3'))
+    split = {r['title']: r['split'] for r in rows_of(tmp_path / 'data/set')}
+    assert done.returncode == 0 and split['again'] == split['v4'] and split['v1'] == split['v2'] and len(set(split.values())) == 3
+    assert json.loads((tmp_path / 'data/set/meta.json').read_text())['reuploads'] == 2 and not prepare.problems(tmp_path / 'data/set')
+
+def test_uploads_are_grouped_through_pictures_and_words():
+    a, b, c, d = ({f'{k}{i}' for i in range(10)} for k in 'abcd')
+    assert prepare.uploads(dict(p=a, q=a | {'x'}, r=b, s=c), dict(p=set(), q=d, r=set(), s=d)) == dict(p='p', q='p', r='r', s='p')
+    assert set(prepare.uploads({str(n): a for n in range(20)}).values()) != {'0'}, 'a title card that all have is no sign'
+
+def test_ranks_make_the_shards_and_a_last_call_joins_them(site, tmp_path):
+    folder = Site.folder
+    one = run(folder, *args(tmp_path / 'one'))
+    for rank in range(3):
+        done = run(folder, *args(tmp_path / 'many'), RANK=str(rank), WORLD_SIZE='3')
+        assert done.returncode == 0 and f'rank {rank} of 3' in done.stdout, done.stderr
+    assert not (tmp_path / 'many/data/set/meta.json').exists()
+    run(*args(tmp_path / 'many'))
+    assert one.returncode == 0 and hashes(tmp_path / 'one/data/set') == hashes(tmp_path / 'many/data/set')
+
+def test_two_sets_are_joined_by_their_recipes(site, tmp_path):
+    both = run(Site.folder, *args(tmp_path / 'both'))
+    names = sorted(Site.folder.glob('*.mp4'))
+    for folder, part in ('a', names[:3]), ('b', names[3:]):
+        run(*part, *args(tmp_path / folder))
+    joined = run(tmp_path / 'a/data/set/items.jsonl', tmp_path / 'b/data/set/items.jsonl', *args(tmp_path / 'joined'))
+    assert both.returncode == joined.returncode == 0 and hashes(tmp_path / 'both/data/set') == hashes(tmp_path / 'joined/data/set')
+
+def test_the_preview_shows_frames_words_and_failures_and_trusts_nothing(tmp_path):
+    make_video(tmp_path / '<script>alert(1)<img src=x>.mp4', [1, 2, 3])
+    make_video(tmp_path / 'b.mp4', [4, 5])
+    (tmp_path / 'bad"onerror=1.mp4').write_bytes(b'no video')
+    run(tmp_path, *args(tmp_path))
+    assert run(*args(tmp_path, '--preview=true')).returncode == 0
+    page = (tmp_path / 'data/set/preview.html').read_text()
+    assert page.count('<img src="data:image/png') == 5 and 'number 2 of this video' in page and 'not_media' in page
+    assert '<script>alert' not in page and '<img src=x' not in page and '&lt;script&gt;' in page

@@ -444,26 +444,3 @@ def test_hallucinations_are_dropped():
     assert prepare.hallucinated(result('words', no_speech_prob=.7, avg_logprob=-.6), 10) == 'silent'
     assert prepare.hallucinated(result('Thank you.', no_speech_prob=.3), 3) == 'stock_phrase' and prepare.hallucinated(result('Thank you.'), 3) == ''
     assert prepare.hallucinated(result('a' * 300), 10) == 'rate'
-
-@pytest.mark.slow
-def test_speed_at_360p(tmp_path, capsys):
-    """Key frames and captions of 20 minutes of moving 360p H.264 with a key frame every 5 s: 200 x real time on one core."""
-    rng, fps, minutes = np.random.default_rng(0), 25, 20
-    with av.open(str(tmp_path / 'talk.mp4'), 'w') as container:
-        stream = container.add_stream('libx264', rate=fps, options=dict(preset='veryfast', crf='23', g=str(5 * fps), sc_threshold='0'))
-        stream.width, stream.height, stream.pix_fmt = 640, 360, 'yuv420p'
-        for _ in range(minutes * 6):                                   # ten seconds each: a slow pan over soft noise
-            big = np.asarray(Image.fromarray(rng.integers(0, 256, (24, 40, 3), np.uint8)).resize((900, 620), Image.Resampling.BICUBIC))
-            big = np.clip(big + rng.normal(0, 6, big.shape), 0, 255).astype(np.uint8)
-            for i in range(10 * fps):
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(big[i:i + 360, i:i + 640], 'rgb24')))
-        container.mux(stream.encode())
-    clock = lambda s: f'{s // 60:02d}:{s % 60:02d}.000'
-    (tmp_path / 'talk.vtt').write_text('WEBVTT\n\n' + ''.join(f'{clock(s)} --> {clock(s + 3)}\nwhat is said at second {s}\n\n' for s in range(0, minutes * 60, 3)))
-    done = run(tmp_path / 'talk.mp4', f'--data_dir={tmp_path}/data', '--dataset=talk')
-    assert done.returncode in (0, 1), done.stderr
-    row, = json.loads((tmp_path / 'data/talk/stats.json').read_text())['rows']
-    speed = row['duration'] / sum(row['seconds'].values())
-    with capsys.disabled():
-        print(f"\n  360p: {speed:.0f} x real time on one core; {row['counts']}")
-    assert speed > 200 and row['n_frames'] > 100
