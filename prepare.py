@@ -453,8 +453,8 @@ def speech_chunks(video):
 def load_whisper(name, device):
     """A Whisper model by name (downloaded once) or by the path of a .pt; exits with the remedies where it cannot be had."""
     import torch, whisper
-    device = ('cuda' if torch.cuda.is_available() else 'cpu') if device == 'auto' else device
-    name = ('turbo' if device == 'cuda' else 'base.en') if name == 'auto' else name
+    device = (f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else 'cpu') if device == 'auto' else device
+    name = ('turbo' if device.startswith('cuda') else 'base.en') if name == 'auto' else name
     try:
         return whisper.load_model(name, device=device).eval()
     except Exception as e:                                             # no network, no such name, a broken file
@@ -1062,8 +1062,10 @@ def main():
         print(f'{root}: {len(items)} videos, {done_before} done before, {len(todo)} to do with {cfg["workers"]} workers')
         if any(i['key'].startswith('youtube:') for i in todo):
             check_javascript()
-        if text != 'sidecar' and any('captions' not in i and (text == 'whisper' or not i['sidecar']) for i in todo):
-            load_whisper.__wrapped__(whisper_model, 'cpu')             # once here, so that workers do not all download, or all fail
+        if text != 'sidecar' and any('captions' not in i and (text == 'whisper' or not i.get('sidecar')) for i in todo):
+            model = load_whisper.__wrapped__(whisper_model, device)    # once here, so that workers do not all download, or all fail
+            cfg['workers'] = workers or (min(4, cores) if model.device.type == 'cuda' else cores)
+            del model
         began = time.monotonic()
         from tqdm import tqdm
         with tqdm(total=sum(map(weight, todo)), unit='B', unit_scale=True, smoothing=.1, disable=not todo) as bar:

@@ -1,5 +1,6 @@
 """pytest tests/test_fetch.py -q      real yt-dlp against a server on loopback that serves good and bad answers"""
-import http.server, json, re, threading, time
+import http.server, json, os, re, shutil, threading, time
+from pathlib import Path
 import pytest
 import prepare
 from test_prepare import hashes, make_video, rows_of, run
@@ -19,7 +20,13 @@ class Site(http.server.BaseHTTPRequestHandler):
             return self.send_error(int(what))
         kind, status, begin = 'video/mp4', 200, 0
         if what == 'page':
-            body, kind = f'<html><head><title>A page &lt;b&gt;</title></head><body><video src="/good/{name}"></video></body></html>'.encode(), 'text/html'
+            body, kind = b'<html><head><title>A page &lt;b&gt;</title></head><body><video><source src="/good/%s.mp4" type="video/mp4"><track kind="captions" ' \
+                         b'srclang="en" src="/good/%s.vtt"></video></body></html>' % (name[:2].encode(), name[:2].encode()), 'text/html'
+        elif what == 'mpd':                                            # picture and sound apart
+            body, kind = ('<MPD xmlns="urn:mpeg:dash:schema:mpd:2011" type="static" mediaPresentationDuration="PT12S"><Period><AdaptationSet mimeType="video/mp4">'
+                          '<Representation id="picture" bandwidth="90000" width="96" height="64" codecs="avc1.4d401e"><BaseURL>/good/v0.mp4</BaseURL></Representation>'
+                          '</AdaptationSet><AdaptationSet mimeType="audio/mp4"><Representation id="sound" bandwidth="48000" codecs="mp4a.40.2"><BaseURL>/good/sound.mp4'
+                          '</BaseURL></Representation></AdaptationSet></Period></MPD>').encode(), 'application/dash+xml'
         elif what == 'html':
             body, kind = b'<html><body>Sorry, an error.</body></html>', 'text/html'
         elif what == 'garbage':
@@ -69,7 +76,7 @@ def args(tmp_path, *more):
 
 def test_urls_pages_and_feeds_become_items_and_arrays(site, tmp_path):
     Site.asked.clear()
-    argv = [f'{site}/feed/talks.xml', f'{site}/page/v4.mp4', f'{site}/good/v5.mp4', f'{site}/cut/v6.mp4', f'{site}/slow/v7.mp4', f'{site}/good/v5.mp4#t=3']
+    argv = [f'{site}/feed/talks.xml', f'{site}/page/v4.html', f'{site}/good/v5.mp4', f'{site}/cut/v6.mp4', f'{site}/slow/v7.mp4', f'{site}/good/v5.mp4#t=3']
     done = run(*argv, *args(tmp_path))
     assert done.returncode == 0 and '8 ok' in done.stdout, done.stdout + done.stderr
     root = tmp_path / 'data/set'
@@ -77,6 +84,7 @@ def test_urls_pages_and_feeds_become_items_and_arrays(site, tmp_path):
     assert len(items) == 8 and sorted(i['title'] for i in items if i['asked'].endswith('.xml')) == [f'Talk {n}' for n in range(4)]
     rows = rows_of(root)
     assert all(r['status'] == 'ok' and r['n_frames'] == 3 and r['url'].startswith(site) for r in rows) and not prepare.problems(root)
+    assert [r['title'][:10] for r in rows if r['words_from'] == 'sidecar' and r['n_tokens'] > 10] == ['A page <b>'], 'its captions came along'
     assert not [p for p in (root / 'raw').rglob('*') if p.is_file()], 'the files themselves are gone'
     before, n = hashes(root), len(Site.asked)
     again = run(*argv, *args(tmp_path))
@@ -85,6 +93,15 @@ def test_urls_pages_and_feeds_become_items_and_arrays(site, tmp_path):
     recipe = run(root / 'items.jsonl', *args(tmp_path / 'other', '--keep_media=true'))
     assert recipe.returncode == 0 and {k: v for k, v in hashes(tmp_path / 'other/data/set').items() if 'bin' in k} == {k: v for k, v in before.items() if 'bin' in k}
     assert len([p for p in (tmp_path / 'other/data/set/raw').rglob('*.mp4')]) == 8
+
+@pytest.mark.skipif('NANOVLP_WHISPER' not in os.environ or 'NANOVLP_DATA' not in os.environ, reason='set NANOVLP_WHISPER and NANOVLP_DATA')
+def test_picture_and_sound_as_two_files(site, tmp_path):
+    shutil.copy(sorted(Path(os.environ['NANOVLP_DATA'], 'stamps_en').glob('*.mp4'))[0], Site.folder / 'sound.mp4')
+    done = run(f'{site}/mpd/talk.mpd', *args(tmp_path, '--text=auto', f"--whisper_model={os.environ['NANOVLP_WHISPER']}", '--keep_media=true'))
+    (Site.folder / 'sound.mp4').unlink()
+    row, = rows_of(tmp_path / 'data/set')
+    assert row['status'] == 'ok' and row['n_frames'] == 3 and row['words_from'] == 'whisper' and row['n_tokens'] > 5, done.stdout + done.stderr
+    assert len([p for p in (tmp_path / 'data/set/raw').rglob('*') if p.is_file()]) == 2
 
 def test_every_refusal_has_its_cause_and_is_not_asked_again(site, tmp_path):
     bad = {'404/a.mp4': 'gone', '410/a.mp4': 'gone', '401/a.mp4': 'private', 'html/a.mp4': 'no_video', 'garbage/a.mp4': 'not_media'}
