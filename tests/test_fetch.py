@@ -23,10 +23,10 @@ class Site(http.server.BaseHTTPRequestHandler):
             body, kind = b'<html><head><title>A page &lt;b&gt;</title></head><body><video><source src="/good/%s.mp4" type="video/mp4"><track kind="captions" ' \
                          b'srclang="en" src="/good/%s.vtt"></video></body></html>' % (name[:2].encode(), name[:2].encode()), 'text/html'
         elif what == 'mpd':                                            # picture and sound apart
-            body, kind = ('<MPD xmlns="urn:mpeg:dash:schema:mpd:2011" type="static" mediaPresentationDuration="PT12S"><Period><AdaptationSet mimeType="video/mp4">'
-                          '<Representation id="picture" bandwidth="90000" width="96" height="64" codecs="avc1.4d401e"><BaseURL>/good/v0.mp4</BaseURL></Representation>'
-                          '</AdaptationSet><AdaptationSet mimeType="audio/mp4"><Representation id="sound" bandwidth="48000" codecs="mp4a.40.2"><BaseURL>/good/sound.mp4'
-                          '</BaseURL></Representation></AdaptationSet></Period></MPD>').encode(), 'application/dash+xml'
+            body, kind = (b'<MPD xmlns="urn:mpeg:dash:schema:mpd:2011" type="static" mediaPresentationDuration="PT12S"><Period><AdaptationSet mimeType="video/mp4">'
+                          b'<Representation id="picture" bandwidth="90000" width="96" height="64" codecs="avc1.4d401e"><BaseURL>/good/v0.mp4</BaseURL></Representation>'
+                          b'</AdaptationSet><AdaptationSet mimeType="audio/mp4"><Representation id="sound" bandwidth="48000" codecs="mp4a.40.2"><BaseURL>/good/sound.mp4'
+                          b'</BaseURL></Representation></AdaptationSet></Period></MPD>'), 'application/dash+xml'
         elif what == 'html':
             body, kind = b'<html><body>Sorry, an error.</body></html>', 'text/html'
         elif what == 'garbage':
