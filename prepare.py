@@ -632,6 +632,7 @@ def extract_video(item, cfg, count, spent, out):
     began, words_from = time.perf_counter(), 'sidecar'
     if item.get('sidecar') and cfg.text != 'whisper':
         segments = read_sidecar(item['sidecar'])
+        spent['sidecar'] = time.perf_counter() - began
     elif cfg.text == 'sidecar' or sound.audio is None:
         why = 'it has no audio track' if sound.audio is None else '--text=sidecar'
         if not cfg.keep_silent:
@@ -645,9 +646,9 @@ def extract_video(item, cfg, count, spent, out):
             segments = transcribe(Decoder(media[-1]), item['key'], cfg, counted := collections.Counter())
             heard.with_suffix(f'.part{os.getpid()}').write_text(json.dumps([segments, counted]))
             os.replace(heard.with_suffix(f'.part{os.getpid()}'), heard)
+            spent['whisper'] = time.perf_counter() - began
         segments, counted = json.loads(heard.read_text())
         count.update(counted)
-    spent[words_from] = time.perf_counter() - began
     duration_ms = round(1000 * max(length, frames[-1][0] / 1000))
     tokens, times = tokenise([s for s in segments if s[0] * 1000 < duration_ms], gpt2_encoding_once(), duration_ms)
     if len(tokens) == 1 and not cfg.keep_silent:
