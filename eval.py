@@ -146,9 +146,9 @@ def reconstruct(model, patches, tokens, pad, noise):
     ids_keep = noise[:, :c.n_patches].argsort(1)[:, :max(1, round(c.n_patches * c.keep_lo))]
     with_words = set(c.plan) & {'xmm_image', 'joint'}
     text, pad = (model.unimodal(model.embed_text(tokens), pad), pad) if with_words else (None, None)
-    text, image = model.fuse(text, model.unimodal(model.embed_image(x, ids_keep)), pad)
+    text, image, _ = model.fuse(text, model.unimodal(model.embed_image(x, ids_keep)), pad)
     painted = model.predictor(text, model.predictor.canvas(image[:, 1:], ids_keep), pad).float()
-    if c.norm_pix:                                                     # the true statistics of each patch are given back: labelled so
+    if c.mim_target == 'norm_pix':                                                     # the true statistics of each patch are given back: labelled so
         painted = painted * (x.var(2, keepdim=True) + 1e-6).sqrt() + x.mean(2, keepdim=True)
     return to_pixels(model, painted), torch.ones(x.shape[:2], device=x.device).scatter(1, ids_keep, 0.)
 
@@ -160,8 +160,8 @@ def patches(model, data, pairs):
     """PSNR of painted patches: the removed ones from the words and the others; all of them from the right words, from another video's, and
     from no idea (the mean picture of the training set)."""
     c, errors, painted = model.config, {}, {}
-    if not c.has('mim'):
-        return dict(skipped='the run has no mim objective')
+    if not c.has('mim') or c.mim_target == 'latent':
+        return dict(skipped='the run does not paint pixels')
     training = train.open_split(data.path, 'train')
     sample = np.linspace(0, len(training.frames) - 1, min(2000, len(training.frames))).astype(int)
     nothing = np.zeros(len(sample), int)
@@ -173,14 +173,16 @@ def patches(model, data, pairs):
         real = x.float() / 255
         some, gone = reconstruct(model, x, tokens[rows], pad[rows], noise)
         found = dict(masked=((some - real).square().mean(2) * gone).sum(1) / gone.sum(1), mean_picture=(mean - real).square().mean((1, 2)))
-        if 'amm_image' in c.plan and not c.norm_pix:
+        if 'amm_image' in c.plan and c.mim_target == 'pixels':
             for name, r in ('from_words', rows), ('from_other_words', other[rows]):
                 pixels = to_pixels(model, model.paint(tokens[r], pad[r]))
                 found[name] = (pixels - real).square().mean((1, 2))
                 painted.setdefault(name, []).append(unpatchify(pixels, c.patch_size).cpu())
         for k, v in found.items():
             errors.setdefault(f'psnr_{k}', []).extend(v.tolist())
-    out = {k: psnr(v) for k, v in errors.items()} | (dict(note='norm_pix: the true mean and deviation of each patch were given back') if c.norm_pix else {})
+    out = {k: psnr(v) for k, v in errors.items()}
+    if c.mim_target == 'norm_pix':
+        out['note'] = 'norm_pix: the true mean and deviation of each patch were given back'
     if truth and painted:
         real = unpatchify(torch.cat([b[1] for b in everything]), c.patch_size).cpu().numpy()
         out |= colours(data, pairs, real, {k: torch.cat(v).numpy() * 255 for k, v in painted.items()})
@@ -238,13 +240,13 @@ def pictures(model, data, pairs):
     _, x, tokens, pad, noise = next(batches(model, data, *(p[pick] for p in pairs)))
     real, titles = x.float() / 255, ['original']
     columns = [[picture(r, c.patch_size) for r in real]]
-    if c.has('mim') and set(c.plan) & {'xmm_image', 'joint', 'image_only'}:
+    if c.has('mim') and c.mim_target != 'latent' and set(c.plan) & {'xmm_image', 'joint', 'image_only'}:
         painted, gone = reconstruct(model, x, tokens, pad, noise)
         seen = torch.where(gone[..., None].bool(), .75, real)
         full = torch.where(gone[..., None].bool(), painted, real)
         columns += [[picture(r, c.patch_size) for r in seen], [picture(r, c.patch_size) for r in full]]
-        titles += ['visible part', 'painted' + (' (true patch statistics)' if c.norm_pix else ' from it + words')]
-    if c.has('mim') and 'amm_image' in c.plan and not c.norm_pix:
+        titles += ['visible part', 'painted' + (' (true patch statistics)' if c.mim_target == 'norm_pix' else ' from it + words')]
+    if c.has('mim') and 'amm_image' in c.plan and c.mim_target == 'pixels':
         columns.append([picture(r, c.patch_size) for r in to_pixels(model, model.paint(tokens, pad))])
         titles.append('from words alone')
     text = [f"said: {spoken(data, s, n)}" for s, n in zip(pairs[1][pick], pairs[2][pick])]

@@ -7,11 +7,12 @@ Departures from the textbook:
   [text ; image] jointly. n_unimodal = 0 is ViLT / M3AE, n_layer is a CLIP with shared weights, 2/3 of the depth is the default.
 - Patches that are masked leave the sequence (MAE); words that are masked become [MASK] (BERT). A light predictor paints patches.
 - A batch is cut into fixed parts by position, and each part masks differently: PARTS is the table of every masking objective.
-- All randomness is an input: batch['noise_*'] is uniform noise, and a mask is a pure function of it.
+- All randomness is an input: batch['noise_*'] is uniform noise, and a mask or a negative is a pure function of it.
+- A teacher, the moving average of the model, exists only where an objective asks it for something.
 Shapes: B samples, T text tokens (1 + T with [CLS]), N patches of P values, K of them kept, D width, V vocabulary. A mask is 1 where removed,
 pad is 1 where there is no token.
 """
-import functools, math, pickle, sys
+import copy, functools, math, pickle, sys
 from dataclasses import dataclass
 import numpy as np
 import torch
@@ -46,11 +47,19 @@ class VLConfig:
     keep_lo: float = .25           # ... and where patches are (MAE, arXiv:2111.06377)
     mask_rate: float = .4          # share of the words masked in xmm_text and text_only (arXiv:2202.08005)
     whole_word: bool = True        # mask all tokens of a word together (ViLT, arXiv:2102.03334)
-    norm_pix: bool = False         # predict per-patch normalised pixels (MAE): better features, but no colour can be seen
+    mim_target: str = 'pixels'     # or norm_pix: normalised per patch (MAE), no colour can be seen; or latent: the teacher's states
     mlm: float = 1.                # weights of the objectives; 0: off
     mim: float = 1.
     itc: float = 1.
+    itm: float = 0.
+    psl: float = 0.
     itc_variant: str = 'infonce'   # or sigmoid (SigLIP, arXiv:2303.15343)
+    queue_size: int = 0            # teacher embeddings of earlier batches as further ITC negatives (ALBEF: 65536)
+    psl_variant: str = 'content_words'   # or simla, as published
+    n_keywords: int = 0            # content words of the vocabulary: what psl chooses from
+    distill: float = 0.            # share of the teacher's soft targets in mlm, itc and psl (ALBEF, SIMLA: .4),
+    distill_iters: int = 1000      # reached after so many steps
+    teacher_momentum: float = .995
 
     def __post_init__(self):
         try:
@@ -67,10 +76,16 @@ class VLConfig:
                 (self.n_unimodal == self.n_layer and joint, f"n_unimodal=n_layer leaves no joint layers, which {', '.join(joint)} need"),
                 (not 0 < self.keep_lo < 1 or not 0 < self.keep_hi <= 1, f'keep_hi={self.keep_hi} and keep_lo={self.keep_lo} are shares of the patches'),
                 (not 0 < self.mask_rate <= 1, f'mask_rate={self.mask_rate} must be a share of the words'),
-                (not any((self.mlm, self.mim, self.itc)), 'every objective has weight 0'),
-                (not unknown and 0 < self.n_unimodal < self.n_layer and not self.has('mlm') and not self.has('mim'),
-                 'nothing uses the joint layers: set n_unimodal=n_layer, or give mlm or mim a weight and a part'),
-                (self.itc_variant not in ('infonce', 'sigmoid'), f"itc_variant must be 'infonce' or 'sigmoid', not {self.itc_variant!r}")):
+                (not unknown and not any(map(self.has, OBJECTIVES)), f'no objective has a weight and a part of {self.parts} to work on'),
+                (self.n_unimodal == self.n_layer and self.itm, 'n_unimodal=n_layer leaves no joint layers, which itm needs'),
+                (not unknown and 0 < self.n_unimodal < self.n_layer and not any(map(self.has, ('mlm', 'mim', 'itm'))),
+                 'nothing uses the joint layers: set n_unimodal=n_layer, or give mlm, mim or itm a weight and a part'),
+                (self.itc_variant not in ('infonce', 'sigmoid'), f"itc_variant must be 'infonce' or 'sigmoid', not {self.itc_variant!r}"),
+                (self.itc_variant == 'sigmoid' and (self.distill or self.queue_size), 'the sigmoid itc has neither queue nor soft targets'),
+                (self.mim_target not in ('pixels', 'norm_pix', 'latent'), f"mim_target must be 'pixels', 'norm_pix' or 'latent', not {self.mim_target!r}"),
+                (self.psl_variant not in ('content_words', 'simla'), f"psl_variant must be 'content_words' or 'simla', not {self.psl_variant!r}"),
+                (not unknown and self.has('psl') and not self.has('itc') and self.psl_variant == 'simla', "psl_variant='simla' needs itc"),
+                (not 0 <= self.distill < 1, f'distill={self.distill} must be a share below 1')):
             if wrong:
                 raise ValueError(message)
 
@@ -82,8 +97,16 @@ class VLConfig:
         """Whether an objective has a weight and a part to work on."""
         words, patches = zip(*(PARTS[p] for p in self.plan))
         part = dict(mlm=any(w not in (None, 'none') for w in words), mim=any(p in ('xmm_image', 'joint', 'amm_image', 'image_only') for p in self.plan),
-                    itc=any(p not in ('image_only', 'text_only') for p in self.plan))
+                    itc=any(p not in ('image_only', 'text_only') for p in self.plan), itm=any(p in ('xmm_text', 'amm_text', 'clean') for p in self.plan))
+        part['psl'] = part['itm'] and self.itm > 0 or 'xmm_image' in self.plan
         return getattr(self, objective) > 0 and part[objective]
+
+    @property
+    def teacher(self):
+        """Whether an objective needs one."""
+        return bool(self.distill or self.queue_size and self.has('itc') or self.has('psl') or self.has('mim') and self.mim_target == 'latent')
+
+OBJECTIVES = 'mlm', 'mim', 'itc', 'itm', 'psl'
 
 # ----------------------------------------------------------------------------------------------------------------------
 # patches and masks
@@ -153,6 +176,14 @@ class Attention(nn.Module):
         x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         return self.proj(x.transpose(1, 2).reshape(B, L, D))
 
+    def cls_row(self, x, mask):
+        """How much the first position attends to each (B, n_head, L)."""
+        B, L, D = x.shape
+        (wq, wk, _), (bq, bk, _) = self.qkv.weight.chunk(3), self.qkv.bias.chunk(3)
+        q, k = (F.linear(y, w, b).view(B, -1, self.n_head, D // self.n_head).transpose(1, 2) for y, w, b in ((x[:, :1], wq, bq), (x, wk, bk)))
+        score = (q @ k.transpose(2, 3)).float() / math.sqrt(D // self.n_head)                  # (B, n_head, 1, L)
+        return (score if mask is None else score.masked_fill(~mask, -math.inf)).softmax(-1)[:, :, 0]
+
 class MLP(nn.Module):
     def __init__(self, D):
         super().__init__()
@@ -190,7 +221,7 @@ class Predictor(nn.Module):
         self.pos_embed = nn.Parameter(grid_pos_embed(math.isqrt(c.n_patches), D)[None])
         self.blocks = nn.ModuleList(Block(D, max(1, D // 32 if D % 32 == 0 else 1)) for _ in range(c.predictor_n_layer))
         self.norm = nn.LayerNorm(D, eps=1e-6)
-        self.head = nn.Linear(D, c.patch_size ** 2 * 3)
+        self.head = nn.Linear(D, c.n_embd if c.mim_target == 'latent' else c.patch_size ** 2 * 3)
 
     def canvas(self, states, ids_keep):
         """Fused states of kept patches (B, K, D) at ids_keep (B, K), mask tokens elsewhere -> (B, N, D')."""
@@ -206,13 +237,15 @@ class Predictor(nn.Module):
         return self.head(self.norm(run(self.blocks, x, pad)[:, -N:]))
 
 class VLModel(nn.Module):
-    def __init__(self, config, vocab=None, word_start=None, pixel_mean=(.5, .5, .5), pixel_std=(.25, .25, .25)):
+    def __init__(self, config, vocab=None, word_start=None, pixel_mean=(.5, .5, .5), pixel_std=(.25, .25, .25), keyword=None):
+        """vocab (V,) the GPT-2 id of each token, word_start (V + 2,) whether it starts a word, keyword (V,) its class for psl or -1."""
         super().__init__()
         self.config = c = config
         D, P, V = c.n_embd, c.patch_size ** 2 * 3, c.vocab_size
         self.mask_id, self.cls_id = V, V + 1                           # [MASK] and [CLS] come after the data's own tokens
         self.register_buffer('vocab', torch.arange(V) if vocab is None else torch.as_tensor(vocab))       # the GPT-2 id of each token
         self.register_buffer('word_start', torch.ones(V + 2, dtype=torch.bool) if word_start is None else torch.as_tensor(word_start))
+        self.register_buffer('keyword', torch.arange(V) if keyword is None else torch.as_tensor(keyword))
         self.register_buffer('pixel_mean', torch.as_tensor(pixel_mean, dtype=torch.float32))
         self.register_buffer('pixel_std', torch.as_tensor(pixel_std, dtype=torch.float32))
         self.tok_embed = nn.Embedding(V + 2, D)
@@ -222,7 +255,7 @@ class VLModel(nn.Module):
         self.cls_token = nn.Parameter(torch.zeros(1, 1, D))
         self.pos_embed = nn.Parameter(torch.cat([torch.zeros(1, D), grid_pos_embed(math.isqrt(c.n_patches), D)])[None])      # (1, 1 + N, D)
         self.blocks = nn.ModuleList(Block(D, c.n_head) for _ in range(c.n_layer))
-        if c.has('mlm') or c.has('mim'):                               # a head exists only for an objective in use: every parameter has a gradient
+        if c.has('mlm') or c.has('mim') or c.has('itm'):               # a head exists only for an objective in use: every parameter has a gradient
             self.norm = nn.LayerNorm(D, eps=1e-6)
         if c.has('mlm'):
             self.mlm_head = nn.Sequential(nn.Linear(D, D), nn.GELU(), nn.LayerNorm(D))
@@ -234,12 +267,40 @@ class VLModel(nn.Module):
             self.logit_scale = nn.Parameter(torch.tensor(math.log(10. if c.itc_variant == 'sigmoid' else 1 / .07)))
             if c.itc_variant == 'sigmoid':
                 self.logit_bias = nn.Parameter(torch.tensor(-10.))
+        if c.has('itm'):
+            self.itm_head = nn.Linear(D, 2)
+        if c.has('psl'):
+            self.keyword_head = nn.Sequential(nn.LayerNorm(D), nn.Linear(D, c.n_keywords)) if c.psl_variant == 'content_words' else nn.Linear(c.proj_dim, V)
         self.init_weights()
         words, patches = zip(*(PARTS[p] for p in c.plan))
         unused = [self.tok_embed.weight, self.text_pos_embed] * (not any(words)) + [
             *self.patch_embed.parameters(), self.pos_embed, self.cls_token] * (not any(patches) and not c.has('itc'))
         for p in unused:                                               # BERT sees no patches, MAE no words
             p.requires_grad_(False)
+        self.teacher = None
+        if c.teacher:
+            self.teacher = copy.deepcopy(self).requires_grad_(False).eval()
+            self.register_buffer('alpha', torch.zeros(()))             # the share of soft targets, now
+        if c.teacher and c.queue_size and c.has('itc'):
+            for name in 'queue_image', 'queue_text':
+                self.register_buffer(name, torch.zeros(c.queue_size, c.proj_dim))
+            self.register_buffer('queue_ids', torch.full((2, c.queue_size), -1))               # video and words of each; -1: empty
+            self.register_buffer('queue_at', torch.zeros((), dtype=torch.long))
+
+    def train(self, mode=True):
+        """The teacher stays in eval mode."""
+        super().train(mode)
+        if self.teacher is not None:
+            self.teacher.eval()
+        return self
+
+    @torch.no_grad()
+    def follow(self, it):
+        """After step `it`: the teacher moves towards the model, slowly after the first steps; the share of its soft targets rises."""
+        if self.teacher is not None:
+            momentum = min(self.config.teacher_momentum, (1 + it) / (10 + it))
+            torch._foreach_lerp_(list(self.teacher.parameters()), [p for n, p in self.named_parameters() if not n.startswith('teacher.')], 1 - momentum)
+            self.alpha.fill_(self.config.distill * min(1, (it + 1) / self.config.distill_iters))
 
     def init_weights(self):
         """Xavier for matrices (MAE), less 1 / sqrt(2 n_layer) at the end of each residual branch (GPT-2), N(0, 0.02) for special vectors.
@@ -256,6 +317,8 @@ class VLModel(nn.Module):
                 nn.init.zeros_(p)
             elif name == 'mlm_head.2.weight':
                 nn.init.constant_(p, .3)                               # small logits: the first loss is ln V
+        if self.config.has('psl'):                                     # few words are keywords
+            nn.init.constant_((self.keyword_head if self.config.psl_variant == 'simla' else self.keyword_head[1]).bias, -4.)
 
     # --- states -----------------------------------------------------------------------------------------------------
 
@@ -284,14 +347,16 @@ class VLModel(nn.Module):
 
     def fuse(self, text, image, pad):
         """The joint layers over unimodal states (B, 1 + T, D) and (B, 1 + K, D), either may be None; pad (B, 1 + T)
-        -> normalised states of both, None for what is absent."""
+        -> normalised states of both, None for what is absent; and the states before the last layer."""
         L = 0 if text is None else text.shape[1]
         if image is None or text is None:
             x, pad = (text, pad) if image is None else (image, None)
         else:
             x, pad = torch.cat([text, image], 1), F.pad(pad, (0, image.shape[1]))
-        x = self.norm(run(self.blocks[self.config.n_unimodal:], x, pad))
-        return x[:, :L] if L else None, x[:, L:] if image is not None else None
+        joint = self.blocks[self.config.n_unimodal:]
+        before = run(joint[:-1], x, pad)
+        x = self.norm(run(joint[-1:], before, pad))
+        return x[:, :L] if L else None, x[:, L:] if image is not None else None, before
 
     def embedding(self, states, proj, pad=None):
         """Unimodal states -> ITC embedding (B, proj_dim) of unit length, from [CLS]. With n_unimodal = 0: all layers on one modality alone."""
@@ -305,57 +370,96 @@ class VLModel(nn.Module):
         """All passes and objectives of one batch -> (loss, {name: detached scalar}).
 
         batch: patches (B, N, P) uint8, tokens (B, T), pad (B, T) bool, video (B,) ids, and uniform noise in [0, 1): noise_image (B, N),
-        noise_text (B, T), noise_rate (B,). Parts of the same shape share a pass: pictures at keep_hi; pictures at keep_lo; words; words
-        with a picture at keep_hi; words with a picture at keep_lo; words alone through the joint layers."""
+        noise_text (B, T), noise_rate (B,), with itm noise_itm (B, B). Parts of the same shape share a pass: pictures at keep_hi; pictures at
+        keep_lo; words; words with a picture at keep_hi; words with a picture at keep_lo; words alone through the joint layers."""
         c, N = self.config, batch['patches'].shape[1]
         at = part_rows(c, len(batch['tokens']), batch['tokens'].device)                        # {part: its positions in the batch}
-        mlm, mim, itc = (c.has(o) for o in ('mlm', 'mim', 'itc'))
+        mlm, mim, itc, itm, psl = (c.has(o) for o in OBJECTIVES)
         def of(*names): return [p for p in names if p in at]
         def rows(x, names): return torch.cat([x[at[p]] for p in names])
         def split(x, names): return dict(zip(names, x.split([len(at[p]) for p in names])))
-        x = self.normalise(batch['patches'])
-
-        # pictures alone: image[part] (n, 1 + K, D)
-        image, ids_keep = {}, {}
+        x, every = self.normalise(batch['patches']), of(*PARTS)
+        contrast = of('xmm_text', 'amm_text', 'clean', 'xmm_image', 'joint', 'amm_image') * itc
+        match = of('xmm_text', 'amm_text', 'clean') * itm              # whole words with (nearly) whole pictures: matched, or re-paired
+        salient = (match or of('xmm_image')) * psl                     # where the attention of fused whole words is looked at
+        pad, tokens = split(F.pad(rows(batch['pad'], every), (1, 0)), every), split(rows(batch['tokens'], every), every)     # [CLS] is never padding
+        hidden = {p: self.hide_words(p, tokens[p], pad[p][:, 1:], batch['noise_text'][at[p]], batch['noise_rate'][at[p]])
+                  for p in of('xmm_text', 'amm_text', 'joint', 'text_only') * mlm}
+        ids_keep = {}
         for keep, names in (c.keep_hi, of('xmm_text', 'amm_text', 'clean')), (c.keep_lo, of('xmm_image', 'joint', 'image_only', *['amm_image'] * itc)):
             if names:
-                ids = rows(batch['noise_image'], names).argsort(1)[:, :max(1, round(N * keep))]
-                image |= split(self.unimodal(self.embed_image(rows(x, names), ids)), names)
-                ids_keep |= split(ids, names)
+                ids_keep |= split(rows(batch['noise_image'], names).argsort(1)[:, :max(1, round(N * keep))], names)
+        clean = [p for p in every if p in contrast + match + salient + ['xmm_image', 'amm_image'] * mim]         # whose whole words are read
 
-        # words alone, clean and masked in one call: clean[part], masked[part] (n, 1 + T, D)
-        names = of('xmm_text', 'amm_text', 'clean', 'xmm_image', 'joint', 'amm_image') if itc else of('xmm_image', 'amm_image')
-        names_masked = of('xmm_text', 'amm_text', 'joint', 'text_only') if mlm else []
-        pad = split(F.pad(rows(batch['pad'], of(*PARTS)), (1, 0)), of(*PARTS))                 # [CLS] is never padding
-        tokens = split(rows(batch['tokens'], of(*PARTS)), of(*PARTS))
-        hidden = {p: self.hide_words(p, tokens[p], pad[p][:, 1:], batch['noise_text'][at[p]], batch['noise_rate'][at[p]]) for p in names_masked}
-        clean, masked = {}, {}
-        if names or names_masked:
-            states = self.unimodal(self.embed_text(torch.cat([tokens[p] for p in names] + [hidden[p][0] for p in names_masked])),
-                                   torch.cat([pad[p] for p in names + names_masked]))
-            n = sum(len(at[p]) for p in names)
-            clean, masked = split(states[:n], names), split(states[n:], names_masked)
+        def alone(m):
+            """Unimodal states by model m: image[part] (n, 1 + K, D), whole words and hidden words [part] (n, 1 + T, D)."""
+            image = {}
+            for names in [p for p in ids_keep if p in ('xmm_text', 'amm_text', 'clean')], [p for p in ids_keep if p not in ('xmm_text', 'amm_text', 'clean')]:
+                if names:
+                    image |= split(m.unimodal(m.embed_image(rows(x, names), torch.cat([ids_keep[p] for p in names]))), names)
+            if not clean and not hidden:
+                return image, {}, {}
+            states = m.unimodal(m.embed_text(torch.cat([tokens[p] for p in clean] + [hidden[p][0] for p in hidden])), torch.cat([pad[p] for p in [*clean, *hidden]]))
+            n = sum(len(at[p]) for p in clean)
+            return image, split(states[:n], clean), split(states[n:], list(hidden))
+        def embeddings(m, image, whole):
+            return (torch.cat([m.embedding(image[p], m.image_proj) for p in contrast]), torch.cat([m.embedding(whole[p], m.text_proj, pad[p]) for p in contrast]))
+        image, whole, masked = alone(self)
+        losses, z, soft = {}, embeddings(self, image, whole) if contrast else None, {}         # a batch too small for every part may lack some losses
+        if self.teacher is not None:
+            with torch.no_grad():
+                taught = alone(self.teacher)
+                taught_z = embeddings(self.teacher, *taught[:2]) if contrast else None
 
-        # joint layers: text[part], picture[part] normalised
-        text, picture = {}, {}
-        words = {p: masked.get(p, clean.get(p)) for p in at}           # the words that a part shows: masked ones where it fills them in
-        for names, with_image in ((of('xmm_text', 'amm_text') if mlm else [], True), (of('xmm_image') * mim + of('joint'), True),
-                                  (of('amm_image') * mim + of('text_only') * mlm, False), (of('image_only') * mim, True)):
+        # joint layers: text[part], picture[part] normalised, before[part] the last layer. One call for each shape
+        words, pictures = {p: masked.get(p, whole.get(p)) for p in at}, dict(image)            # a part shows its masked words where it fills them in
+        ids = torch.stack([batch['video'], sentence(batch['tokens'], batch['pad'])])           # (2, B): neither of these may be a negative
+        if match:
+            i = torch.cat([at[p] for p in match])
+            z_image, z_text = (torch.cat([split(z_, contrast)[p] for p in match]).detach() for z_ in z) if contrast else (None, None)
+            similar = self.logit_scale.detach().exp().clamp(max=100) * z_text @ z_image.T if contrast else torch.zeros(len(i), len(i), device=i.device)
+            alike = (ids[:, i, None] == ids[:, None, i]).any(0)
+            neg_image, neg_text, possible = self.negatives(similar, alike, batch['noise_itm'][i][:, i])
+            whole_m, image_m, pad_m = (torch.cat([d[p] for p in match]) for d in (whole, image, pad))
+            own = torch.arange(len(i), device=i.device)                # every second pair gets another picture, the others get other words
+            other_words, other_image = torch.where(own % 2 == 0, own, neg_text), torch.where(own % 2 == 0, neg_image, own)
+            words |= dict(match=whole_m, mismatch=whole_m[other_words])
+            pictures |= dict(match=image_m, mismatch=image_m[other_image])
+            pad |= dict(match=pad_m, mismatch=pad_m[other_words])
+        text, picture, before = {}, {}, {}
+        for names in (of('xmm_text', 'amm_text') * mlm + ['match', 'mismatch'] * bool(match), of('xmm_image') * (mim or bool(salient and not match)) + of('joint'),
+                      of('amm_image') * mim + of('text_only') * mlm, of('image_only') * mim):
             if names:
-                has_words = words[names[0]] is not None
-                t, i = self.fuse(torch.cat([words[p] for p in names]) if has_words else None,
-                                 torch.cat([image[p] for p in names]) if with_image else None, torch.cat([pad[p] for p in names]))
-                text |= split(t, names) if has_words else {}
-                picture |= split(i, names) if with_image else {}
+                sizes = [len(pictures[p] if words.get(p) is None else words[p]) for p in names]
+                t, v, b = self.fuse(None if words.get(names[0]) is None else torch.cat([words[p] for p in names]),
+                                    torch.cat([pictures[p] for p in names]) if names[0] in pictures and names[0] != 'amm_image' else None,
+                                    torch.cat([pad[p] for p in names]))
+                for states, of_part in (t, text), (v, picture), (b, before):
+                    of_part |= dict(zip(names, states.split(sizes))) if states is not None else {}
 
-        losses = {}                                                    # a batch too small for every part may lack some
         if hidden:
-            losses |= self.mlm_loss(text, hidden)
+            if c.distill:
+                with torch.no_grad():
+                    for p in hidden:
+                        t = self.teacher.fuse(taught[2][p], taught[0].get(p), pad[p])[0]
+                        soft[p] = self.teacher.word_logits(take(t[:, 1:], hidden[p][1])).softmax(-1)             # (n, S, V)
+            losses |= self.mlm_loss(text, hidden, soft)
         if mim and of('xmm_image', 'joint', 'amm_image', 'image_only'):
             losses |= self.mim_loss(text, picture, pad, ids_keep, {p: x[at[p]] for p in at})
-        if itc and (names := of('xmm_text', 'amm_text', 'clean', 'xmm_image', 'joint', 'amm_image')):
-            losses['itc'] = self.itc_loss(torch.cat([self.embedding(image[p], self.image_proj) for p in names]),
-                                          torch.cat([self.embedding(clean[p], self.text_proj, pad[p]) for p in names]), rows(batch['video'], names))
+        if contrast:
+            losses['itc'] = self.itc_loss(*z, rows(ids.T, contrast).T, taught_z if self.teacher is not None and (c.distill or c.queue_size) else None)
+        if match:
+            states = torch.cat([text['match'][:, 0], text['mismatch'][:, 0]])
+            right = torch.cat([torch.ones_like(possible), torch.zeros_like(possible)]).long()
+            error = F.cross_entropy(self.itm_head(states).float(), right, reduction='none')
+            losses['itm'] = masked_mean(error.view(1, -1), torch.cat([torch.ones_like(possible), possible])[None])
+        if salient:
+            names = ['match'] if match else salient
+            mask = [F.pad(~torch.cat([pad[p] for p in names]), (0, before[names[0]].shape[1] - tokens[salient[0]].shape[1] - 1), value=True)[:, None, None]]
+            with torch.no_grad():
+                votes = self.blocks[-1].attn.cls_row(self.blocks[-1].norm1(torch.cat([before[p] for p in names])), *mask)
+            losses['psl'] = self.psl_loss(torch.cat([image[p][:, 0] for p in salient]), torch.cat([taught[0][p][:, 0] for p in salient]), votes,
+                                          torch.cat([tokens[p] for p in salient]), torch.cat([pad[p][:, 1:] for p in salient]))
         loss = sum((getattr(c, name) * value for name, value in losses.items() if '/' not in name), x.new_zeros(()))
         return loss, {name: value.detach() for name, value in losses.items()}
 
@@ -374,16 +478,20 @@ class VLModel(nn.Module):
         """Normalised states (..., D) -> (..., V). Call it on masked positions only: this is the widest matrix of the model."""
         return F.linear(self.mlm_head(states), self.tok_embed.weight[:self.config.vocab_size], self.mlm_bias)
 
-    def mlm_loss(self, text, hidden):
-        """Masked language modelling. text[part] (n, 1 + T, D), hidden[part] from hide_words -> {mlm, mlm/part}. BERT, arXiv:1810.04805."""
+    def mlm_loss(self, text, hidden, soft):
+        """Masked language modelling. text[part] (n, 1 + T, D), hidden[part] from hide_words, soft[part] (n, S, V) the teacher's distribution or
+        nothing -> {mlm, mlm/part}. BERT, arXiv:1810.04805; distillation: ALBEF, arXiv:2107.07651."""
         names = list(hidden)
         states = torch.cat([take(text[p][:, 1:], hidden[p][1]).flatten(0, 1) for p in names])                    # (slots, D)
-        error = F.cross_entropy(self.word_logits(states).float(), torch.cat([hidden[p][3].flatten() for p in names]), reduction='none')
+        logits = self.word_logits(states).float()
+        error = F.cross_entropy(logits, torch.cat([hidden[p][3].flatten() for p in names]), reduction='none')
+        if soft:
+            error = (1 - self.alpha) * error + self.alpha * F.cross_entropy(logits, torch.cat([soft[p].flatten(0, 1) for p in names]).float(), reduction='none')
         error = dict(zip(names, error.split([hidden[p][1].numel() for p in names])))
         return self.by_part('mlm', {p: (error[p].view_as(hidden[p][1]), hidden[p][2]) for p in names})
 
     def mim_loss(self, text, picture, pad, ids_keep, x):
-        """Masked image modelling by pixels, on removed patches only -> {mim, mim/part}. MAE, arXiv:2111.06377; with words: M3AE, arXiv:2205.14204."""
+        """Masked image modelling, on removed patches only -> {mim, mim/part}. MAE, arXiv:2111.06377; with words: M3AE, arXiv:2205.14204."""
         errors = {}
         for names in [p for p in ('xmm_image', 'joint', 'amm_image') if p in x], [p for p in ('image_only',) if p in x]:
             if names:
@@ -395,12 +503,17 @@ class VLModel(nn.Module):
                 painted = self.predictor(torch.cat([text[p] for p in names]) if with_words else None, torch.cat(canvas),
                                          torch.cat([pad[p] for p in names]) if with_words else None)
                 painted = dict(zip(names, painted.split([len(x[p]) for p in names])))
-                errors |= {p: ((painted[p].float() - self.pixel_target(x[p])).square().mean(2), gone[p]) for p in names}
+                error = F.smooth_l1_loss if self.config.mim_target == 'latent' else F.mse_loss
+                errors |= {p: (error(painted[p].float(), self.mim_targets(x[p]), reduction='none').mean(2), gone[p]) for p in names}
         return self.by_part('mim', errors)
 
-    def pixel_target(self, x):
-        """Normalised patches (B, N, P) -> what the predictor shall paint: they themselves, or each with its own mean and variance removed."""
-        return (x - x.mean(2, keepdim=True)) / (x.var(2, keepdim=True) + 1e-6).sqrt() if self.config.norm_pix else x
+    @torch.no_grad()
+    def mim_targets(self, x):
+        """Normalised patches (B, N, P) -> what the predictor shall tell of each: its pixels; these with its own mean and variance removed; or the
+        teacher's unimodal state, normalised, of the whole picture (data2vec, arXiv:2202.03555)."""
+        if self.config.mim_target == 'latent':
+            return F.layer_norm(self.teacher.unimodal(self.teacher.embed_image(x))[:, 1:].float(), (self.config.n_embd,))
+        return (x - x.mean(2, keepdim=True)) / (x.var(2, keepdim=True) + 1e-6).sqrt() if self.config.mim_target == 'norm_pix' else x
 
     def by_part(self, name, errors):
         """{part: (error (n, L), mask (n, L))} -> {name: mean over all samples, name/part: mean over the part's}."""
@@ -409,26 +522,88 @@ class VLModel(nn.Module):
         total = sum(means[part] * (len(errors[part][0]) / n) for part in means)
         return {name: total} | ({f'{name}/{part}': value for part, value in means.items()} if len(means) > 1 else {})
 
-    def itc_loss(self, image, text, video):
-        """Image-text contrast over the global batch, both ways. image, text (n, proj_dim) of unit length, video (n,): other frames of the
-        same video look and sound alike, so they are no negatives. CLIP, arXiv:2103.00020; sigmoid: SigLIP, arXiv:2303.15343."""
-        images, texts, videos, rank = gather(image), gather(text), gather(video), torch.distributed.get_rank() if distributed() else 0
-        own = torch.arange(len(image), device=image.device) + rank * len(image)                # the columns of the true pairs
-        alike = (video[:, None] == videos) & (own[:, None] != torch.arange(len(videos), device=own.device))
+    def itc_loss(self, image, text, ids, teacher):
+        """Image-text contrast over the global batch, both ways. image, text (n, proj_dim) of unit length; ids (2, n) of video and sentence: frames of
+        the same video look and sound alike, the same sentence fits both, so neither is a negative. CLIP, arXiv:2103.00020; sigmoid: SigLIP,
+        arXiv:2303.15343. teacher (image, text) or None: its embeddings are the candidates, with a queue of former ones, and softly the targets: ALBEF."""
+        c, n, rank = self.config, len(image), torch.distributed.get_rank() if distributed() else 0
+        images, texts = (gather(z) for z in (teacher or (image, text)))
+        all_ids = gather(ids.T).T
+        if c.queue_size and teacher:
+            images_q, texts_q, ids_q = torch.cat([images, self.queue_image]), torch.cat([texts, self.queue_text]), torch.cat([all_ids, self.queue_ids], 1)
+        else:
+            images_q, texts_q, ids_q = images, texts, all_ids
+        own = torch.arange(n, device=image.device) + rank * n          # the columns of the true pairs
+        alike = ((ids[:, :, None] == ids_q[:, None]).any(0) | (ids_q[0] < 0)) & (own[:, None] != torch.arange(ids_q.shape[1], device=own.device))
         scale = self.logit_scale.exp().clamp(max=100)
-        if self.config.itc_variant == 'sigmoid':
+        if c.itc_variant == 'sigmoid':
             logits = scale * image @ texts.T + self.logit_bias
             sign = torch.full_like(logits, -1.).scatter(1, own[:, None], 1.)
             return -(F.logsigmoid(sign * logits) * ~alike).sum(1).mean()
-        to_text, to_image = ((scale * a @ b.T).masked_fill(alike, -math.inf) for a, b in ((image, texts), (text, images)))
-        return (F.cross_entropy(to_text, own) + F.cross_entropy(to_image, own)) / 2
+        loss = 0
+        for query, candidates, taught in (image, texts_q, 0), (text, images_q, 1):
+            logits = (scale * query @ candidates.T).masked_fill(alike, -1e4)
+            loss = loss + F.cross_entropy(logits, own) / 2 * (1 - self.alpha if c.distill else 1)
+            if c.distill:
+                target = (scale * teacher[taught] @ candidates.T).masked_fill(alike, -1e4).softmax(1)
+                loss = loss + self.alpha * F.cross_entropy(logits, target.detach()) / 2
+        if c.queue_size and teacher and self.training:
+            with torch.no_grad():
+                at = (self.queue_at + torch.arange(len(images), device=own.device)) % c.queue_size
+                self.queue_image[at], self.queue_text[at], self.queue_ids[:, at] = images.to(self.queue_image.dtype), texts.to(self.queue_text.dtype), all_ids
+                self.queue_at.copy_((self.queue_at + len(images)) % c.queue_size)
+        return loss
+
+    @torch.no_grad()
+    def negatives(self, similar, alike, noise):
+        """A hard negative for each pair. similar (n, n): words i, picture j, as ITC sees them; alike (n, n) bool: not to be chosen; noise (n, n) uniform
+        -> picture for each words (n,), words for each picture (n,), possible (n,) bool. Drawn from softmax(similar) by the Gumbel trick: ALBEF."""
+        gumbel = -(-noise.clamp(1e-9, 1 - 1e-7).log()).log()
+        score = (similar.float() + gumbel).masked_fill(alike, -math.inf)
+        return score.argmax(1), score.argmax(0), ~alike.all(1)
+
+    def psl_loss(self, image, taught, votes, tokens, pad):
+        """Pseudo-labelled keywords: the words that the pair's fused [CLS] attends to are to be told from the picture alone. SIMLA, arXiv:2203.14395.
+
+        image, taught (n, D): unimodal [CLS] of the pictures, the teacher's; votes (n, n_head, L): attention of the fused [CLS]; tokens, pad (n, T).
+        simla: 4 tokens per head, the 5 with most votes, BCE over the vocabulary, the teacher's soft labels. content_words: the 5 content words with
+        most attention, and up to 5 that the teacher is sure of; asymmetric loss (arXiv:2009.14119), which forgives unsaid words."""
+        c, T = self.config, tokens.shape[1]
+        votes = votes[:, :, 1:1 + T]                                   # over the words
+        if c.psl_variant == 'simla':
+            votes = votes.masked_fill(pad[:, None], 0.)
+            chosen = torch.zeros_like(votes).scatter(2, votes.topk(min(4, T), 2).indices, 1.).sum(1).masked_fill(pad, -1)
+            chosen, at = chosen.topk(min(5, T), 1)
+            target = image.new_zeros(len(image), c.vocab_size).scatter(1, tokens.gather(1, at), (chosen > 0).to(image.dtype))
+            z, z_taught = (F.normalize(m.image_proj(x).float(), dim=-1) for m, x in ((self, image), (self.teacher, taught)))
+            with torch.no_grad():
+                target = (1 - self.alpha) * target + self.alpha * self.teacher.keyword_head(z_taught).float().sigmoid()
+            return F.binary_cross_entropy_with_logits(self.keyword_head(z).float(), target)
+        target, ignored = self.keywords(taught, votes, tokens, pad)
+        p = self.keyword_head(image).float().sigmoid().clamp(1e-6, 1 - 1e-6)
+        shy = (p - .05).clamp(min=0)                                   # of what was not said, only confident errors count
+        error = -(target * p.log() + (1 - target) * ~ignored * shy ** 4 * (1 - shy).log())
+        return error.sum() / target.sum().clamp(min=1)
+
+    @torch.no_grad()
+    def keywords(self, taught, votes, tokens, pad):
+        """-> target (n, n_keywords) 0 or 1, ignored (n, n_keywords) bool: where the teacher is in doubt."""
+        n, T = tokens.shape
+        classes = self.keyword[tokens].masked_fill(pad, -1)            # (n, T), -1: no content word
+        said = torch.zeros(n, self.config.n_keywords + 1, device=tokens.device).scatter(1, classes % (self.config.n_keywords + 1), 1.)[:, :-1]
+        salience, at = votes.mean(1).masked_fill(classes < 0, -1).topk(min(5, T), 1)
+        chosen = torch.where(salience >= 0, classes.gather(1, at), self.config.n_keywords)
+        target = torch.zeros(n, self.config.n_keywords + 1, device=tokens.device).scatter(1, chosen, 1.)[:, :-1]
+        sure, best = self.teacher.keyword_head(taught).float().sigmoid().masked_fill(said > 0, 0.).topk(min(5, self.config.n_keywords), 1)
+        q = self.teacher.keyword_head(taught).float().sigmoid()
+        return target.scatter_reduce(1, best, (sure > .5).float(), 'amax'), (q > .1) & (q < .5) & (target == 0) | (said > 0) & (target == 0)
 
     # --- use ----------------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def paint(self, tokens, pad):
         """Words (B, T), pad (B, 1 + T) -> the picture they suggest, normalised patches (B, N, P). Nothing but the words goes in."""
-        text, _ = self.fuse(self.unimodal(self.embed_text(tokens), pad), None, pad)
+        text, _, _ = self.fuse(self.unimodal(self.embed_text(tokens), pad), None, pad)
         nowhere = torch.zeros(len(tokens), 0, dtype=torch.long, device=tokens.device)
         return self.predictor(text, self.predictor.canvas(text[:, :0], nowhere), pad).float()
 
@@ -440,7 +615,7 @@ class VLModel(nn.Module):
         tokens = torch.full((len(patches), length), self.mask_id, device=patches.device)
         pad = torch.zeros(len(patches), 1 + length, dtype=torch.bool, device=patches.device)
         for step in range(steps):
-            text, _ = self.fuse(self.unimodal(self.embed_text(tokens), pad), image, pad)
+            text, _, _ = self.fuse(self.unimodal(self.embed_text(tokens), pad), image, pad)
             sure, best = self.word_logits(text[:, 1:]).float().softmax(-1).max(-1)             # (B, length)
             sure = sure.masked_fill(tokens != self.mask_id, 2.)        # what is written stays
             keep = sure.topk(math.ceil(length * (step + 1) / steps)).indices
@@ -492,6 +667,11 @@ def part_rows(config, B, device):
 
 def distributed():
     return torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1
+
+def sentence(tokens, pad):
+    """One number for each row's words: (B, T), (B, T) -> (B,); equal words, equal numbers."""
+    weights = torch.arange(1, tokens.shape[1] + 1, device=tokens.device) * 2654435761 + 97
+    return ((tokens + 1) * (tokens + 7) * weights * ~pad).sum(1).abs()
 
 def gather(x):
     """(n, ...) of every rank -> (ranks * n, ...), in rank order, with gradients."""

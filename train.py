@@ -50,11 +50,18 @@ keep_hi = .5                     # share of the patches kept where words are fil
 keep_lo = .25                    # ... and where patches are painted
 mask_rate = .4                   # share of the words masked
 whole_word = True
-norm_pix = False                 # paint per-patch normalised pixels: better features (MAE), but pictures without colour
+mim_target = 'pixels'            # what is painted; norm_pix: better features (MAE), but pictures without colour; latent: the teacher's states
 mlm = 1.0                        # masked language modelling
 mim = 1.0                        # masked image modelling
 itc = 1.0                        # image-text contrast; its candidates are batch_size x ranks
 itc_variant = 'infonce'          # or sigmoid
+queue_size = 0                   # teacher embeddings of earlier batches as further candidates
+itm = 0.0                        # image-text matching against hard negatives
+psl = 0.0                        # pseudo-labelled keywords
+psl_variant = 'content_words'    # or simla, as published
+distill = 0.0                    # share of the teacher's soft targets, reached after distill_iters
+distill_iters = 1000
+teacher_momentum = .995
 # optimisation
 batch_size = 128                 # per rank and micro-step; a multiple of the sum of `parts`
 gradient_accumulation_steps = 1
@@ -176,12 +183,14 @@ def draw_noise(key, it, first, count, n):
 def get_batch(sets, c, it, first, count, total, training=True):
     """Positions [first, first + count) of the `total` of iteration `it`, as host arrays. Evaluation: no jitter, windows in the middle.
 
-    -> raw (B, G * G, p * p * 3) uint8, offset (B, 2), tokens, pad (B, T), video, ids (B,), noise_image (B, N), noise_text (B, T), noise_rate (B,)"""
+    -> raw (B, G * G, p * p * 3) uint8, offset (B, 2), tokens, pad (B, T), video, ids (B,), noise_image (B, N), noise_text (B, T), noise_rate (B,),
+    noise_itm (B, B) if c has itm, else (B, 0)"""
     T, N, meta = c.text_len, c.n_patches, sets[0].meta
-    noise_image, noise_text, u = np.split(draw_noise(sets[0].seed, it, first, count, N + T + 6), [N, N + T], 1)
+    noise_image, noise_text, u, noise_itm = np.split(draw_noise(sets[0].seed, it, first, count, N + T + 6 + count * c.has('itm')), [N, N + T, N + T + 6], 1)
     free = (meta['image_size'] - c.image_size) // meta['patch_size'] + 1                       # places for the window, per side
     batch = dict(raw=np.empty((count, *sets[0].patches.shape[1:]), np.uint8), tokens=np.empty((count, T), np.int64), pad=np.empty((count, T), bool),
                  video=np.empty(count, np.int64), ids=np.empty(count, np.int64), noise_image=noise_image, noise_text=noise_text, noise_rate=u[:, 5],
+                 noise_itm=noise_itm,
                  offset=(u[:, 3:5] * free).astype(np.int64) if training else np.full((count, 2), (free - 1) // 2))
     which = mixture(len(sets), total)
     for d, data in enumerate(sets):
@@ -240,6 +249,30 @@ def build_vocab():
         used[50256] = False                                            # <|endoftext|> is never inside a text
     vocab = np.flatnonzero(used)
     return vocab, np.array([i < 50256 and spelling[i][:1] == b' ' for i in vocab] + [True, True]), encoding
+
+STOP_WORDS = set("""a about above after again all also am an and any are as at back be because been before being below but by can come could did do does down each
+every few first for from get go good got had has have he her here him his how i if in into is it its just know let like little look lot make many may me more most
+much must my need never new next no not now of off okay on one only or other our out over own put really right said same say see she should so some such take than
+that the their them then there these they thing things think this those through time to too two under until up upon us use very want was way we well were what when
+where which while who why will with would yes you your""".split())
+
+def build_keywords(sets, vocab, encoding, limit=4096):
+    """The content words that psl chooses from: whole-word tokens, no stop words, said in at most half and at least 3 of the stretches of text_len tokens
+    -> class of each vocabulary entry (V,), -1: none."""
+    said = np.zeros(len(vocab), int)
+    for data in sets:
+        known = data.lookup[data.tokens]
+        place = np.arange(len(known)) // text_len
+        pairs = np.unique(np.stack([place, known], 1)[known >= 0], axis=0)                     # each once per stretch
+        said += np.bincount(pairs[:, 1], minlength=len(vocab))
+    n = sum(-(-len(d.tokens) // text_len) for d in sets)
+    def is_word(i):
+        text = encoding.decode_single_token_bytes(int(vocab[i]))
+        return vocab[i] != 50256 and text[:1] == b' ' and len(text) > 3 and text[1:].isalpha() and text[1:].lower().decode('latin-1') not in STOP_WORDS
+    chosen = [i for i in np.argsort(-said, kind='stable') if 3 <= said[i] <= n / 2 and is_word(i)][:limit]
+    keyword = np.full(len(vocab), -1)
+    keyword[chosen] = np.arange(len(chosen))
+    return keyword
 
 def distinct_pairs(data, c, limit):
     """Frames for retrieval: of each video those whose words do not overlap, evenly thinned to `limit` -> ids, start, length."""
@@ -421,7 +454,12 @@ def main():
     sets, val_sets = open_sets('train', c, vocab, encoding), open_sets('train' if overfit else 'val', c, vocab, encoding)
     if not sets:
         sys.exit(f'error: {dataset} has no training frame with words around it; raise --context_s, or prepare more videos')
-    model = VLModel(c, vocab, word_start, meta['pixel_mean'], meta['pixel_std']).to(dev)
+    keyword = build_keywords(sets, vocab, encoding) if c.has('psl') and psl_variant == 'content_words' else None
+    if keyword is not None:
+        c.n_keywords = int(keyword.max()) + 1
+        if not c.n_keywords:
+            sys.exit(f'error: psl finds no content words in {dataset}; take --psl=0')
+    model = VLModel(c, vocab, word_start, meta['pixel_mean'], meta['pixel_std'], keyword).to(dev)
     optimizers = configure_optimizers(model, fused=dev.type == 'cuda')
 
     # the run's folder; a former run in it goes on
@@ -460,9 +498,10 @@ def main():
     total, n_frames = batch_size * gradient_accumulation_steps * world, sum(len(d.usable) for d in sets)
     say(f'{dataset}: {n_frames} training frames with words, vocabulary {len(vocab)}, ' + (f'{sum(len(d.usable) for d in val_sets)} frames for validation'
         if val_sets else 'no validation set (too few videos?), so best.pt is not kept'))
-    say(f'{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters on {dev}, {precision}; {total} pairs per step = {world} ranks x {batch_size} x '
+    size = sum(p.numel() for p in model.parameters() if p.requires_grad) / 1e6
+    say(f'{size:.2f} M parameters{" and a teacher" * c.teacher} on {dev}, {precision}; {total} pairs per step = {world} ranks x {batch_size} x '
         f'{gradient_accumulation_steps}; {max_iters} steps are {max_iters * total / n_frames:.1f} epochs')
-    chance = dict(mlm=math.log(len(vocab)), mim=1., itc=math.log(batch_size * world))
+    chance = dict(mlm=math.log(len(vocab)), mim=1., itc=math.log(batch_size * world + c.queue_size), itm=math.log(2))
     say('chance: ' + ', '.join(f'{k} {v:.3f}' for k, v in chance.items() if c.has(k)))
 
     # the next batch is read while this one is computed
@@ -525,6 +564,7 @@ def main():
             scaler.step(optimizer)
             optimizer.zero_grad(set_to_none=True)
         scaler.update()
+        model.follow(it)
         history.append(torch.cat([torch.stack(losses).mean(0), norm[None]]))
         it += 1
 

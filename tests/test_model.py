@@ -15,14 +15,16 @@ SMALL = dict(image_size=32, full_size=40, patch_size=8, text_len=T, vocab_size=V
 def build(seed=0, **settings):
     torch.manual_seed(seed)
     c = VLConfig(**SMALL | settings)
-    return VLModel(c, word_start=torch.rand(V + 2) < .6)
+    keyword = torch.where(torch.arange(V) % 2 == 0, torch.arange(V) // 2, -1)
+    return VLModel(c, word_start=torch.rand(V + 2) < .6, keyword=keyword if c.n_keywords else None)
 
 def make_batch(c, n=B, seed=0, full=False):
     g = torch.Generator().manual_seed(seed)
     length = torch.full((n, 1), T) if full else torch.randint(1, T + 1, (n, 1), generator=g)
     N, P = c.n_patches, c.patch_size ** 2 * 3
     return dict(patches=torch.randint(0, 256, (n, N, P), dtype=torch.uint8, generator=g), tokens=torch.randint(0, V, (n, T), generator=g), pad=torch.arange(T) >= length,
-                video=torch.arange(n), noise_image=torch.rand(n, N, generator=g), noise_text=torch.rand(n, T, generator=g), noise_rate=torch.rand(n, generator=g))
+                video=torch.arange(n), noise_image=torch.rand(n, N, generator=g), noise_text=torch.rand(n, T, generator=g), noise_rate=torch.rand(n, generator=g),
+                noise_itm=torch.rand(n, n, generator=g))
 
 def plans():
     """Every part alone, with the objectives it can feed, and the mixes."""
@@ -33,7 +35,15 @@ def plans():
     yield 'every', dict(parts=EVERY)
     yield 'sigmoid', dict(itc_variant='sigmoid')
     yield 'no_itc', dict(itc=0.)
-    yield 'norm_pix', dict(norm_pix=True)
+    yield 'norm_pix', dict(mim_target='norm_pix')
+    yield 'latent', dict(mim_target='latent')
+    yield 'itm', dict(itm=1.)
+    yield 'itm_alone', dict(itm=1., mlm=0., mim=0., itc=0., parts='clean:1')
+    yield 'psl', dict(psl=1., n_keywords=V // 2)
+    yield 'psl_simla', dict(psl=1., psl_variant='simla', itm=1., distill=.4, distill_iters=1)
+    yield 'distilled', dict(distill=.4, distill_iters=1, parts=EVERY)
+    yield 'queue', dict(queue_size=64, distill=.4, distill_iters=1)
+    yield 'full', dict(itm=1., psl=1., n_keywords=V // 2, distill=.4, distill_iters=1, parts='xmm_text:7,xmm_image:7,amm_text:1,amm_image:1')
     yield 'whole_pictures', dict(keep_hi=1.)
     yield 'single_tokens', dict(whole_word=False)
     yield 'vilt_dial', dict(n_unimodal=0, parts=EVERY)
@@ -131,8 +141,8 @@ def test_the_picture_cannot_change_the_words_before_the_joint_layers():
     pad = F.pad(batch['pad'], (1, 0))
     text = m.unimodal(m.embed_text(batch['tokens']), pad)
     image = m.unimodal(m.embed_image(m.normalise(batch['patches'])))
-    fused, picture = m.fuse(text, image, pad)
-    other, _ = m.fuse(text, image.flip(0), pad)
+    fused, picture, _ = m.fuse(text, image, pad)
+    other, *_ = m.fuse(text, image.flip(0), pad)
     assert not torch.allclose(fused, other), 'the joint layers do look'
     caught = []
     real, m.embedding = m.embedding, lambda states, proj, pad=None: caught.append(states.detach().clone()) or real(states, proj, pad)
@@ -237,18 +247,18 @@ def test_frames_of_one_video_are_no_negatives():
         for i in range(6):
             rivals = [j for j in range(6) if j == i or video[j] != video[i]]
             want += (logits[i, rivals].logsumexp(0) - logits[i, i]) / 12
-    assert torch.allclose(m.itc_loss(a, b, video), want)
+    assert torch.allclose(m.itc_loss(a, b, torch.stack([video, torch.arange(6)]), None), want)
     s = build(itc_variant='sigmoid')
     logits, want = s.logit_scale.exp() * a @ b.T + s.logit_bias, 0
     for i in range(6):
         want += -sum(F.logsigmoid(logits[i, j] * (1 if i == j else -1)) for j in range(6) if j == i or video[j] != video[i]) / 6
-    assert torch.allclose(s.itc_loss(a, b, video), want)
+    assert torch.allclose(s.itc_loss(a, b, torch.stack([video, torch.arange(6)]), None), want)
 
 def test_norm_pix_is_maes():
-    m = build(norm_pix=True)
+    m = build(mim_target='norm_pix')
     x = torch.randn(3, 16, 192)
     want = (x - x.mean(-1, keepdim=True)) / (x.var(-1, keepdim=True, unbiased=True) + 1e-6) ** .5
-    assert torch.allclose(m.pixel_target(x), want)
+    assert torch.allclose(m.mim_targets(x), want)
 
 def test_the_block_is_torchs():
     block, D = models.Block(32, 4), 32
@@ -270,9 +280,11 @@ def test_the_ends_of_the_dial():
     assert torch.equal(build(n_unimodal=0).unimodal(text), text)
 
 @pytest.mark.parametrize('settings, words', [
-    (dict(n_unimodal=3), 'joint layers'), (dict(parts='xmm_txt:1'), 'xmm_text'), (dict(parts='xmm_text'), 'name:count'), (dict(mlm=0., mim=0., itc=0.), 'weight 0'),
+    (dict(n_unimodal=3), 'joint layers'), (dict(parts='xmm_txt:1'), 'xmm_text'), (dict(parts='xmm_text'), 'name:count'), (dict(mlm=0., mim=0., itc=0.), 'no objective'),
     (dict(image_size=30), 'multiple of patch_size'), (dict(n_embd=33), 'multiple of n_head'), (dict(n_unimodal=4), 'from 0 to n_layer'), (dict(keep_lo=0.), 'keep_lo'),
-    (dict(itc_variant='x'), 'sigmoid'), (dict(mlm=0., mim=0.), 'nothing uses the joint layers'), (dict(mask_rate=0.), 'mask_rate')])
+    (dict(itc_variant='x'), 'sigmoid'), (dict(mlm=0., mim=0.), 'nothing uses the joint layers'), (dict(mask_rate=0.), 'mask_rate'),
+    (dict(itm=1., n_unimodal=3, parts='clean:1'), 'itm needs'), (dict(itc_variant='sigmoid', queue_size=8), 'queue'), (dict(mim_target='x'), 'latent'),
+    (dict(psl=1., psl_variant='x'), 'content_words'), (dict(distill=1.), 'below 1')])
 def test_wrong_settings_are_explained(settings, words):
     with pytest.raises(ValueError, match=words):
         VLConfig(**SMALL | settings)
@@ -341,3 +353,106 @@ def test_a_checkpoint_of_another_architecture_is_one_line(checkpoint, tmp_path):
         torch.save(broken, tmp_path / 'b.pt')
         with pytest.raises(SystemExit, match='error: .*b.pt is not a checkpoint'):
             models.load(str(tmp_path / 'b.pt'))
+
+# --- negatives, teacher, queue, keywords --------------------------------------------------------------------------------
+
+def test_hard_negatives_are_drawn_by_similarity_and_never_alike():
+    m, g, n = build(itm=1.), torch.Generator().manual_seed(0), 6
+    similar, alike = torch.randn(n, n, generator=g) * 2, torch.eye(n, dtype=torch.bool)
+    alike[0, 1] = alike[1, 0] = True
+    count, want = torch.zeros(n, n), similar.masked_fill(alike, -math.inf).softmax(1)
+    for _ in range(4000):
+        picture, words, possible = m.negatives(similar, alike, torch.rand(n, n, generator=g))
+        assert not alike[torch.arange(n), picture].any() and not alike[words, torch.arange(n)].any() and possible.all()
+        count[torch.arange(n), picture] += 1
+    assert (count / 4000 - want).abs().max() < .04, 'the Gumbel trick draws from the softmax'
+    assert not m.negatives(similar, torch.ones(n, n, dtype=torch.bool), torch.rand(n, n))[2].any(), 'nobody to choose from'
+
+def test_matched_pairs_are_true_and_mismatched_ones_are_not():
+    """A head that sees whether the words belong to the picture must be right: the rows of the joint pass are traced by their values."""
+    m = build(itm=1., mlm=0., mim=0., parts='clean:1', keep_hi=1.)
+    batch, seen = make_batch(m.config, 16), {}
+    def fuse(text, image, pad):
+        seen.update(text=text, image=image, pad=pad)
+        return VLModel.fuse(m, text, image, pad)
+    m.fuse = fuse
+    m(batch)
+    whole, pictures = m.unimodal(m.embed_text(batch['tokens']), F.pad(batch['pad'], (1, 0))), m.unimodal(m.embed_image(m.normalise(batch['patches'])))
+    ids = batch['noise_image'].argsort(1)
+    who_text = [int((whole[:, 0] - t[0]).abs().sum(1).argmin()) for t in seen['text']]
+    full = m.unimodal(m.embed_image(m.normalise(batch['patches']), ids))[:, 0]
+    who_image = [int((full - v[0]).abs().sum(1).argmin()) for v in seen['image']]
+    assert who_text[:16] == who_image[:16] == list(range(16)) and pictures.shape == seen['image'][:16].shape
+    assert all(a != b for a, b in zip(who_text[16:], who_image[16:]))
+    assert who_text[16::2] == list(range(0, 16, 2)) and who_image[17::2] == list(range(1, 16, 2)), 'other pictures and other words, in turn'
+    assert (seen['pad'][16:] == F.pad(batch['pad'], (1, 0))[who_text[16:]]).all()
+
+def test_the_teacher_follows_slowly_without_gradient_or_training_mode():
+    m = build(distill=.4, distill_iters=10)
+    m.train()
+    assert not m.teacher.training and not any(p.requires_grad for p in m.teacher.parameters()) and m.teacher.teacher is None
+    with torch.no_grad():
+        m.patch_embed.bias += 1
+    m.follow(4)
+    assert torch.allclose(m.teacher.patch_embed.bias, m.patch_embed.bias - 5 / 14, atol=1e-6) and math.isclose(m.alpha, .4 * .5, rel_tol=1e-6)
+    m.follow(100_000)
+    assert torch.allclose(m.teacher.patch_embed.bias, m.patch_embed.bias - 5 / 14 * .995, atol=1e-6) and math.isclose(m.alpha, .4, rel_tol=1e-6)
+    loss, _ = m(make_batch(m.config))
+    loss.backward()
+    assert all(p.grad is None for p in m.teacher.parameters())
+
+def test_distillation_is_over_the_vocabulary():
+    m = build(distill=.5)
+    m.alpha.fill_(1.)
+    text = {'xmm_text': torch.randn(3, 1 + T, 32)}
+    slots, used, targets = torch.arange(5).expand(3, 5), torch.ones(3, 5, dtype=torch.bool), torch.randint(0, V, (3, 5))
+    log_p = m.word_logits(text['xmm_text'][:, 1:6]).log_softmax(-1)
+    soft = torch.rand(3, 5, V).softmax(-1)
+    loss = m.mlm_loss(text, {'xmm_text': (None, slots, used, targets)}, {'xmm_text': soft})['mlm']
+    assert torch.allclose(loss, -(soft * log_p).sum(-1).mean(), atol=1e-5)
+    m.alpha.fill_(0.)
+    assert torch.allclose(m.mlm_loss(text, {'xmm_text': (None, slots, used, targets)}, {'xmm_text': soft})['mlm'], -log_p.gather(2, targets[..., None]).mean(), atol=1e-5)
+
+def test_the_queue_holds_what_was_enqueued_and_forgets_the_oldest():
+    m, g = build(queue_size=8, distill=.4), torch.Generator().manual_seed(0)
+    z = [F.normalize(torch.randn(6, 16, generator=g), dim=-1) for _ in range(4)]
+    ids = torch.arange(12).view(2, 6)
+    before = m.itc_loss(z[0], z[1], ids, (z[2], z[3]))
+    assert torch.allclose(before, build(distill=.4).itc_loss(z[0], z[1], ids, (z[2], z[3]))), 'empty places do not count'
+    assert (m.queue_ids[:, :6] == ids).all() and torch.equal(m.queue_image[:6], z[2]) and torch.equal(m.queue_text[:6], z[3]) and int(m.queue_at) == 6
+    more = m.itc_loss(z[0], z[1], ids + 100, (z[2], z[3]))
+    assert more > before, 'more candidates'
+    assert m.queue_ids[0].tolist() == [102, 103, 104, 105, 4, 5, 100, 101] and int(m.queue_at) == 4
+    m.eval()
+    m.itc_loss(z[0], z[1], ids, (z[2], z[3]))
+    assert int(m.queue_at) == 4, 'validation leaves no trace'
+
+def test_keywords_are_the_content_words_with_most_attention():
+    m = build(psl=1., n_keywords=V // 2)
+    m.keyword.copy_(torch.where(torch.arange(V) % 2 == 0, torch.arange(V) // 2, -1))
+    with torch.no_grad():
+        m.teacher.keyword_head[1].bias.fill_(-9.)
+        m.teacher.keyword_head[1].bias[40] = 9.                        # the teacher is sure of class 40, and in doubt about 41
+        m.teacher.keyword_head[1].bias[41] = -1.
+    tokens, pad, votes = torch.zeros(2, T, dtype=torch.long), torch.zeros(2, T, dtype=torch.bool), torch.zeros(2, 2, T)
+    tokens[0] = torch.tensor([2, 4, 6, 8, 10, 12, 14, 3, 5, 7, 9, 11])
+    votes[0] = torch.tensor([7., 6, 5, 4, 3, 2, 1, 9, 9, 9, 9, 9])     # the function words get most
+    tokens[1, :2], pad[1, 2:] = torch.tensor([20, 21]), True
+    target, ignored = m.keywords(torch.zeros(2, 32), votes, tokens, pad)
+    assert [t.nonzero().flatten().tolist() for t in target] == [[1, 2, 3, 4, 5, 40], [10, 40]]
+    assert [i.nonzero().flatten().tolist() for i in ignored] == [[6, 7, 41], [41]], 'said but not chosen; in doubt'
+
+def test_cls_row_is_the_attention_of_the_first_position():
+    attention, x, pad = models.Attention(32, 4), torch.randn(2, 7, 32), torch.tensor([[0] * 7, [0] * 5 + [1] * 2]).bool()
+    weights = attention.cls_row(x, ~pad[:, None, None])
+    v = attention.qkv(x).view(2, 7, 3, 4, 8)[:, :, 2]                  # (2, 7, 4, 8)
+    mixed = attention.proj(torch.einsum('bhl,blhd->bhd', weights, v).flatten(1))
+    assert torch.allclose(mixed, attention(x, ~pad[:, None, None])[:, 0], atol=1e-5)
+    assert torch.allclose(weights.sum(2), torch.ones(2, 4)) and (weights[1, :, 5:] == 0).all()
+
+def test_equal_sentences_have_equal_numbers():
+    tokens, pad = torch.randint(0, V, (500, T)), torch.arange(T) >= torch.randint(1, T + 1, (500, 1))
+    number = models.sentence(tokens, pad)
+    assert torch.equal(number, models.sentence(torch.where(pad, 5, tokens), pad))
+    assert len(number.unique()) == len({tuple(t[~p].tolist()) for t, p in zip(tokens, pad)})
+    assert (number >= 0).all()

@@ -272,12 +272,38 @@ def test_overfitting_eight_pairs_goes_to_zero(scenes, knob, tmp_path):
     assert last['val/mlm'] < .35 * first['val/mlm'] and last['val/itc'] < .5 * first['val/itc'] and last['val/chance'] == 1 / 8
 
 @pytest.mark.parametrize('values', [dict(muon=False, batch_size=16), dict(compact_vocab=False, batch_size=16), dict(dtype='bfloat16'),
-                                    dict(patch_size=16, norm_pix=True, parts='joint:1'),
+                                    dict(patch_size=16, mim_target='norm_pix', parts='joint:1'),
                                     dict(parts='clean:1', mlm=0., mim=0., n_unimodal=3, batch_size=5), dict(parts='text_only:1', itc=0., mim=0., n_unimodal=0),
                                     dict(parts='image_only:1', itc=0., mlm=0., n_unimodal=0), dict(itc_variant='sigmoid')])
 def test_options_train(scenes, knob, tmp_path, values):
     log = run(knob, scenes, tmp_path / 'run', max_iters=3, **values)
     assert [x['iter'] for x in log if 'loss' in x] == [0, 1, 2] and all(math.isfinite(v) for x in log for v in x.values())
+
+FULL = dict(itm=1., psl=1., distill=.4, distill_iters=6, queue_size=40, parts='xmm_text:1,xmm_image:1,amm_text:1,amm_image:1', n_unimodal=2)
+
+def test_everything_resumes_exactly(scenes, knob, tmp_path, monkeypatch):
+    """Teacher, queue, keywords and negatives too: a run that ends after a checkpoint and is started again is the unbroken one, to the bit."""
+    want, save = run(knob, scenes, tmp_path / 'whole', **FULL), train.save_checkpoint
+    def save_and_die(path, **state):
+        save(path, **state)
+        if state['iter_num'] == 8 and path.name == 'latest.pt':
+            raise KeyboardInterrupt
+    monkeypatch.setattr(train, 'save_checkpoint', save_and_die)
+    with pytest.raises(KeyboardInterrupt):
+        run(knob, scenes, tmp_path / 'broken', **FULL)
+    monkeypatch.setattr(train, 'save_checkpoint', save)
+    assert numbers(run(knob, scenes, tmp_path / 'broken', **FULL)) == numbers(want) and same_weights(weights(tmp_path / 'broken'), weights(tmp_path / 'whole'))
+    names = weights(tmp_path / 'whole')
+    assert {'itm', 'psl'} <= set(want[-1] if 'itm' in want[-1] else want[-2]) and any(n.startswith('teacher.') for n in names) and int(names['queue_at']) == 12 * 32 % 40
+
+def test_keywords_are_content_words(scenes, knob):
+    knob(data_dir=f'{scenes}/data', text_len=16)
+    vocab, _, encoding = train.build_vocab()
+    c = VLConfig(image_size=32, full_size=40, patch_size=8, text_len=16, vocab_size=len(vocab), n_layer=3, n_unimodal=2, n_head=2, n_embd=32)
+    keyword = train.build_keywords(train.open_sets('train', c, vocab, encoding), vocab, encoding)
+    words = {encoding.decode([int(i)]).strip() for i in vocab[keyword >= 0]}
+    assert {'red', 'circle', 'star', 'purple'} <= words and not words & {'the', 'and', 'this', 'there', 'see', 'in'}
+    assert sorted(keyword[keyword >= 0]) == list(range(len(words)))
 
 def test_a_set_without_validation_trains(scenes, knob, tmp_path, capsys):
     folder = tmp_path / 'data'
