@@ -1,6 +1,7 @@
 """One transformer for pictures and words, and the masking objectives that train it. Read top to bottom, in the order of the data.
 
     import model; m = model.load('out/scenes/best.pt'); m.encode_image(pil) @ m.encode_text('a red circle on the left')
+    python model.py --n_unimodal=6          where each GFLOP of a training step goes, per pair, at the reference setting (ViT-B/16, 256 px, all objectives)
 
 Departures from the textbook:
 - One stack of identical pre-norm ViT blocks for both modalities. Layers below n_unimodal attend within a modality, the others over
@@ -13,7 +14,7 @@ Shapes: B samples, T text tokens (1 + T with [CLS]), N patches of P values, K of
 pad is 1 where there is no token.
 """
 import copy, functools, math, pickle, sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 import numpy as np
 import torch
 import torch.nn as nn
@@ -703,3 +704,30 @@ def load(path, device='cpu'):
     except (KeyError, TypeError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as e:
         sys.exit(f'error: {path} is not a checkpoint of this version of train.py ({type(e).__name__}: {str(e)[:200].splitlines()[:1]})')
     return model.to(device).eval()
+
+def flops(c, B=16):
+    """GFLOP per pair of a training step, forward, backward and teacher, counted without computing."""
+    from torch.utils.flop_counter import FlopCounterMode
+    with torch.device('meta'):
+        model, N, T = VLModel(c), c.n_patches, c.text_len
+        batch = dict(patches=torch.empty(B, N, c.patch_size ** 2 * 3, dtype=torch.uint8), tokens=torch.empty(B, T, dtype=torch.long), video=torch.arange(B),
+                     pad=torch.empty(B, T, dtype=torch.bool), noise_image=torch.empty(B, N), noise_text=torch.empty(B, T), noise_rate=torch.empty(B),
+                     noise_itm=torch.empty(B, B))
+        with FlopCounterMode(display=False) as counter:
+            model(batch)[0].backward()
+    return counter.get_total_flops() / B / 1e9
+
+if __name__ == '__main__':
+    from configurator import ConfigError, parse
+    reference = dict(image_size=256, full_size=256, vocab_size=30000, itm=1., psl=1., n_keywords=4000, distill=.4)
+    try:
+        c = parse(asdict(VLConfig()) | reference, sys.argv[1:])[0]
+        spent, off = 0., {o: 0. for o in ('mim', 'itc', 'itm', 'psl', 'distill') if c[o]}
+        for name in ['mlm', *off]:
+            off.pop(name, None)
+            total = flops(VLConfig(**c | off))
+            print(f'{total - spent:8.1f} GFLOP per pair for {name}' if spent else f'{total:8.1f} GFLOP per pair for {name} alone')
+            spent = total
+        print(f'{spent:8.1f} GFLOP per pair in all')
+    except (ValueError, ConfigError) as e:
+        sys.exit(f'error: {e}')

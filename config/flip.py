@@ -1,0 +1,7 @@
+# FLIP, arXiv:2212.00794: CLIP on half of the patches.   python train.py config/flip.py --dataset=scenes --out_dir=out/flip
+# Differs from the paper: as clip.py; no last epochs on whole pictures
+n_unimodal = n_layer
+parts = 'clean:1'
+keep_hi = .5
+mlm, mim, itc, itm, psl = 0.0, 0.0, 1.0, 0.0, 0.0
+best_by = 'val/itc'

@@ -1,0 +1,7 @@
+# MAE, arXiv:2111.06377: pictures alone, 75 % of the patches removed.   python train.py config/mae.py --dataset=scenes --out_dir=out/mae
+# Differs from the paper: predictor of 2 blocks of half the width (there: 8 of 512); no random resized crops
+parts = 'image_only:1'
+keep_lo = .25
+mim_target = 'norm_pix'
+mlm, mim, itc, itm, psl = 0.0, 1.0, 0.0, 0.0, 0.0
+best_by = 'val/mim'

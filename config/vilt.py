@@ -1,0 +1,8 @@
+# ViLT, arXiv:2102.03334: one stream, masked words with the whole picture, matching.   python train.py config/vilt.py --dataset=scenes --out_dir=out/vilt
+# Differs from the paper: one negative per pair (there a pair is true or false with probability 1/2); no word-patch alignment by optimal transport
+n_unimodal = 0
+parts = 'xmm_text:1'
+keep_hi = 1.0
+mask_rate = .15
+mlm, mim, itc, itm, psl = 1.0, 0.0, 0.0, 1.0, 0.0
+best_by = 'val/mlm'
