@@ -3,6 +3,7 @@
     python eval.py --run=out/demo                                   everything, on the held-out videos
     python eval.py --run=out/demo --tasks=retrieval --candidates=1000
     python eval.py --run=out/demo --truth=data/scenes/videos/truth  also by concept, and whether the painted colours are the right ones
+    python eval.py --table='out/*'                                  compare runs: the knobs that differ, mean and deviation over seeds
 
 Zero-shot retrieval both ways; masked words with the right picture, another one and none (the honest test that pictures are used); PSNR of
 painted patches; pictures from words alone and words from pictures alone. All on videos that training never saw, windows in the middle.
@@ -24,6 +25,8 @@ dataset = ''                     # data/<dataset>; default: the run's own
 split: Literal['test', 'val', 'train'] = 'test'
 tasks = 'retrieval,words,patches,pictures,curves'
 candidates = 1000                # pairs to retrieve among, at most; of each video those whose words do not overlap
+rerank = 16                      # itm looks again at so many of itc's best; without itc it ranks the first 200 pairs in full
+table = ''                       # a pattern of run folders to compare, instead of --run
 truth = ''                       # folder with NAME.json per video that says what is to be seen when, for scores by concept
 n_pictures = 8                   # rows of the pictures
 write_length = 16                # tokens written about a picture
@@ -93,19 +96,66 @@ def recalls(score, concept=None):
     return out
 
 def retrieval(model, data, pairs):
-    """Zero-shot: rank by the dot product of the ITC embeddings."""
-    if not model.config.has('itc'):
-        return dict(skipped='the run has no itc objective')
-    image, text = train.encode_pairs(model, data, *pairs)
-    score, concept = (image @ text.T).cpu(), concepts(data, pairs[0])
-    out = {way + k: v for way, s in (('i2t_', score), ('t2i_', score.T)) for k, v in recalls(s, concept).items()}
-    texts = [tuple(data.tokens[s:s + n]) for s, n in zip(pairs[1], pairs[2])]
-    out |= dict(candidates=len(score), chance_r1=1 / len(score), distinct_texts=len(set(texts)),
-                protocol=f'{split} split of {data.path.name}, frames whose words do not overlap, context {train.context_s} s, dot product')
+    """Zero-shot: rank by the dot product of the ITC embeddings; by the matching head; by how well the words are told from the picture."""
+    c, concept, n, out, scores = model.config, concepts(data, pairs[0]), len(pairs[0]), {}, {}
+    if c.has('itc'):
+        image, text = train.encode_pairs(model, data, *pairs)
+        score = scores[''] = (image @ text.T).cpu()                    # (n, n): pictures i, words j
+    if c.has('mlm') and 'amm_text' in c.plan:
+        scores['likelihood_'] = likelihood(model, data, pairs)
+    if c.has('itm'):
+        some = [p[:200] for p in pairs] if not scores else pairs
+        scores['itm_'] = matching(model, data, some, scores.get(''))
+    for name, s in scores.items():
+        for way, ranked in ('i2t_', s), ('t2i_', s.T):
+            out |= {name + way + k: v for k, v in recalls(ranked, concept if len(s) == n else None).items() if not name or k == 'r1'}
+    if not scores:
+        return dict(skipped='the run has no itc, itm or amm_text to retrieve by')
+    texts = [tuple(data.tokens[s:s + length]) for s, length in zip(pairs[1], pairs[2])]
+    out |= dict(candidates=n, chance_r1=1 / n, distinct_texts=len(set(texts)),
+                protocol=f'{split} split of {data.path.name}, frames whose words do not overlap, context {train.context_s} s')
     if concept is not None:
         out |= dict(concepts=len(set(concept)), concept_chance_r1=float((concept[:, None] == concept).mean()))
-    retrieval_picture(model, data, pairs, score)
+    retrieval_picture(model, data, pairs, score if c.has('itc') else next(iter(scores.values())))
     return out
+
+def unimodal_states(model, data, pairs):
+    """-> states of pictures (n, 1 + N, D) and of words (n, 1 + T, D), tokens (n, T), pad (n, 1 + T): what re-ranking keeps."""
+    rows = [(model.unimodal(model.embed_image(model.normalise(x))), model.unimodal(model.embed_text(tokens), pad), tokens, pad)
+            for _, x, tokens, pad, _ in batches(model, data, *pairs)]
+    return [torch.cat(r) for r in zip(*rows)]
+
+def matching(model, data, pairs, score):
+    """The matching head's logit for the `rerank` best of each row and column of score (None: for all) -> (n, n); below them, in the order of score.
+    Only the joint layers run."""
+    image, text, _, pad = unimodal_states(model, data, pairs)
+    n = len(image)
+    ask = torch.ones(n, n, dtype=torch.bool)
+    if score is not None:
+        best = [s.topk(min(rerank, n)).indices for s in (score, score.T)]
+        ask = torch.zeros(n, n).scatter(1, best[0], 1.).bool() | torch.zeros(n, n).scatter(1, best[1], 1.).bool().T
+    out = torch.zeros(n, n).double() if score is None else score.double() - 1e3
+    for some in ask.nonzero().split(4 * batch_size):
+        i, j = some.to(image.device).T
+        match = model.itm_head(model.fuse(text[j], image[i], pad[j])[0][:, 0]).float()
+        out[some[:, 0], some[:, 1]] = (match[:, 1] - match[:, 0]).cpu().double()
+    return out
+
+def likelihood(model, data, pairs):
+    """Mean log-probability of each text's words when the picture alone is to be seen -> (n, n). What is masked differs by length alone, so each
+    picture is fused once for each length."""
+    image, _, tokens, pad = unimodal_states(model, data, pairs)
+    out, length = torch.zeros(len(image), len(image)), (~pad).sum(1) - 1
+    for n_words in length.unique():
+        mine = (length == n_words).nonzero()[:, 0]
+        blank = pad[mine[:1]]
+        hidden = model.unimodal(model.embed_text(torch.full_like(tokens[:1], model.mask_id)), blank)
+        for rows in torch.arange(len(image)).split(batch_size):
+            states = model.fuse(hidden.expand(len(rows), -1, -1), image[rows], blank.expand(len(rows), -1))[0][:, 1:1 + n_words]
+            log_p = model.word_logits(states).float().log_softmax(-1)                          # (rows, n_words, V)
+            said = tokens[mine, :n_words].T[None].expand(len(rows), -1, -1)                    # (rows, n_words, mine)
+            out[rows[:, None], mine.cpu()] = log_p.gather(2, said).mean(1).cpu()
+    return out - out.mean(0)                                           # how much better than for the average picture: or short texts would always win
 
 # ----------------------------------------------------------------------------------------------------------------------
 # words and patches
@@ -258,6 +308,7 @@ def pictures(model, data, pairs):
 
 def retrieval_picture(model, data, pairs, score):
     """Words and the five pictures that come first, the right one with a green rim: hits and misses alike."""
+    pairs = [p[:len(score)] for p in pairs]
     c, top = model.config, score.T.topk(min(5, len(score))).indices
     pick = np.linspace(0, len(score) - 1, min(n_pictures, len(score))).round().astype(int)
     def show(i):
@@ -297,9 +348,32 @@ def curves(*_):
     return {}
 
 # ----------------------------------------------------------------------------------------------------------------------
+# tables
+
+def compare(pattern):
+    """Runs that were evaluated -> a Markdown table: the knobs that differ (seeds are averaged), mean and sample deviation of each number."""
+    runs = [(json.loads((p.parent / 'config.json').read_text()), json.loads(p.read_text())) for p in sorted(Path().glob(f'{pattern}/eval.json'))]
+    if not runs:
+        sys.exit(f'error: no {pattern}/eval.json; evaluate the runs first: python eval.py --run=out/<run>')
+    unlike = [k for k in runs[0][0] if k[0] != '_' and k not in ('out_dir', 'seed') and len({json.dumps(c.get(k)) for c, _ in runs}) > 1]
+    numbers = [k for k in ('i2t_r1', 't2i_r1', 'itm_i2t_r1', 'itm_t2i_r1', 'likelihood_i2t_r1', 'likelihood_t2i_r1', 'mlm_acc_right', 'mlm_acc_shuffled',
+                           'psnr_masked', 'psnr_from_words', 'colour_acc_from_words') if any(k in e for _, e in runs)]
+    groups = {}
+    for c, e in runs:
+        groups.setdefault(tuple(str(c.get(k)) for k in unlike), []).append(e)
+    def cell(values):
+        spread = f' ± {np.std(values, ddof=1):.3f}' if len(values) > 1 else ''
+        return f'{np.mean(values):.3f}{spread}' if values else ''
+    lines = [[*unlike, 'seeds', *numbers], ['---'] * (len(unlike) + 1 + len(numbers))]
+    lines += [[*key, str(len(es)), *(cell([e[k] for e in es if k in e]) for k in numbers)] for key, es in groups.items()]
+    print(*('| ' + ' | '.join(line) + ' |' for line in lines), sep='\n')
+
+# ----------------------------------------------------------------------------------------------------------------------
 
 @torch.no_grad()
 def main():
+    if table:
+        return compare(table)
     todo = dict(retrieval=retrieval, words=words, patches=patches, pictures=pictures, curves=curves)
     if unknown := set(tasks.split(',')) - set(todo):
         sys.exit(f"error: no task is called {', '.join(unknown)}; there are {', '.join(todo)}")

@@ -705,6 +705,40 @@ def load(path, device='cpu'):
         sys.exit(f'error: {path} is not a checkpoint of this version of train.py ({type(e).__name__}: {str(e)[:200].splitlines()[:1]})')
     return model.to(device).eval()
 
+@torch.no_grad()
+def load_vit(model, path):
+    """A timm, MAE or DeiT ViT (.safetensors, or .pth read with weights_only) into the trunk: patches, positions (interpolated to this grid), [CLS],
+    blocks, last norm -> (names loaded, names left out). ValueError if its shapes are not this model's."""
+    try:
+        if str(path).endswith('.safetensors'):
+            from safetensors.torch import load_file
+            state = load_file(path)
+        else:
+            state = torch.load(path, map_location='cpu', weights_only=True)
+            state = state.get('model', state.get('state_dict', state))
+    except Exception as e:
+        raise ValueError(f'{path} cannot be read as weights ({type(e).__name__}: {str(e)[:150]})') from None
+    own, c, loaded = model.state_dict(), model.config, []
+    if state.get('patch_embed.proj.weight') is None or state.get('pos_embed') is None:
+        raise ValueError(f'{path} has no patch_embed.proj.weight and pos_embed: not a ViT by the names of timm')
+    extra = state['pos_embed'].shape[1] - math.isqrt(state['pos_embed'].shape[1]) ** 2         # [CLS], and DeiT's distillation token
+    cls_pos, grid = state['pos_embed'][:, :1] if extra else torch.zeros_like(state['pos_embed'][:, :1]), state['pos_embed'][:, extra:].float()
+    old, new = math.isqrt(grid.shape[1]), math.isqrt(c.n_patches)
+    if old != new:
+        grid = F.interpolate(grid.view(1, old, old, -1).permute(0, 3, 1, 2), (new, new), mode='bicubic').permute(0, 2, 3, 1).reshape(1, new * new, -1)
+    theirs = state | {'patch_embed.weight': state['patch_embed.proj.weight'].permute(0, 2, 3, 1).flatten(1), 'patch_embed.bias': state.get('patch_embed.proj.bias'),
+                      'pos_embed': torch.cat([cls_pos, grid.to(cls_pos.dtype)], 1)}            # ours is (row, column, channel)
+    for name, value in theirs.items():
+        if value is not None and name in own and name.split('.')[0] in ('patch_embed', 'pos_embed', 'cls_token', 'blocks', 'norm'):
+            if own[name].shape != value.shape:
+                raise ValueError(f'{path}: {name} is {tuple(value.shape)}, this model has {tuple(own[name].shape)}: set n_embd, n_head, patch_size as there')
+            own[name].copy_(value)
+            loaded.append(name)
+    if model.teacher is not None:
+        model.teacher.load_state_dict({k.removeprefix('teacher.'): own[k.removeprefix('teacher.')] for k in own if k.startswith('teacher.')})
+    used = {*loaded, *(['patch_embed.proj.weight', 'patch_embed.proj.bias'] if 'patch_embed.weight' in loaded else [])}
+    return loaded, sorted(set(state) - used)
+
 def flops(c, B=16):
     """GFLOP per pair of a training step, forward, backward and teacher, counted without computing."""
     from torch.utils.flop_counter import FlopCounterMode

@@ -17,11 +17,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from configurator import configure
-from model import VLConfig, VLModel, compact, compact_lookup, distributed
+from model import VLConfig, VLModel, compact, compact_lookup, distributed, flops, load_vit
 
 # I/O
 out_dir = 'out/run'              # latest.pt, best.pt, config.json, log.jsonl
 resume = True                    # go on from out_dir/latest.pt if it is there
+init_from = ''                   # start from the ViT of timm, MAE or DeiT in this .safetensors or .pth
 log_interval = 10                # iterations
 eval_interval = 200              # validation, then a checkpoint
 eval_iters = 8                   # batches of the validation losses
@@ -66,6 +67,7 @@ teacher_momentum = .995
 batch_size = 128                 # per rank and micro-step; a multiple of the sum of `parts`
 gradient_accumulation_steps = 1
 max_iters = 2000
+tflop_budget = 0.0               # train for so many counted TFLOP instead: equal compute, whatever a preset costs per pair
 learning_rate = 1e-3
 muon = True                      # Muon for the matrices of the blocks; False: AdamW for all
 min_lr = 1e-5
@@ -475,6 +477,13 @@ def main():
         for optimizer, state in zip(optimizers, checkpoint['optimizers']):
             optimizer.load_state_dict(state)
         start, best = checkpoint['iter_num'], checkpoint['best']
+    elif init_from:
+        try:
+            loaded, left = load_vit(model, init_from)
+        except ValueError as e:
+            sys.exit(f'error: --init_from: {e}')
+        lacking = sorted({n.split('.')[1] for n, _ in model.named_parameters() if n.startswith('blocks.') and n not in loaded}, key=int)
+        say(f"{init_from}: {len(loaded)} arrays loaded; left out: {', '.join(left) or 'none'}; blocks that it lacks: {', '.join(lacking) or 'none'}")
     if rank == 0:                                                      # the log of a run that died may go beyond its checkpoint
         lines = [line for line in (out / 'log.jsonl').read_text().splitlines(keepends=True) if line.endswith('\n')]
         (out / 'log.jsonl').write_text(''.join(line for line in lines if json.loads(line)['iter'] < start))
@@ -496,6 +505,10 @@ def main():
 
     # what is about to happen
     total, n_frames = batch_size * gradient_accumulation_steps * world, sum(len(d.usable) for d in sets)
+    if tflop_budget:
+        gflop = flops(c)
+        globals()['max_iters'] = round(tflop_budget * 1e3 / gflop / total)
+        say(f'{tflop_budget:g} TFLOP at {gflop:.2f} GFLOP per pair: {max_iters} steps')
     say(f'{dataset}: {n_frames} training frames with words, vocabulary {len(vocab)}, ' + (f'{sum(len(d.usable) for d in val_sets)} frames for validation'
         if val_sets else 'no validation set (too few videos?), so best.pt is not kept'))
     size = sum(p.numel() for p in model.parameters() if p.requires_grad) / 1e6

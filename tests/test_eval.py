@@ -17,6 +17,7 @@ def trained(scenes, tmp_path_factory):
     """Long enough on few scenes to be better than chance on its own training videos."""
     out = tmp_path_factory.mktemp('trained') / 'run'
     done = subprocess.run([sys.executable, *command(scenes, out, max_iters=240, eval_interval=120, learning_rate=4e-3, keep_hi=1., context_s=0., n_embd=64, batch_size=64,
+                                                    itm=1.,
                                                     parts='xmm_text:4,xmm_image:4,amm_text:4,amm_image:4')], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     return out
@@ -34,6 +35,7 @@ def test_a_trained_run_is_better_than_chance_and_draws_its_pictures(scenes, trai
     r = json.loads((trained / 'eval.json').read_text())
     assert r['candidates'] > 40 and r['chance_r1'] == 1 / r['candidates'] and min(r['i2t_r1'], r['t2i_r1']) > 8 * r['chance_r1']
     assert r['i2t_r1'] <= r['i2t_r5'] <= r['i2t_r10'] <= 1 and r['i2t_concept_r1'] >= r['i2t_r1']
+    assert min(r['itm_i2t_r1'], r['itm_t2i_r1'], r['likelihood_i2t_r1'], r['likelihood_t2i_r1']) > 2 * r['chance_r1']
     assert r['mlm_bits_right'] < r['mlm_bits_shuffled'], 'the picture is used'
     assert r['psnr_from_words'] > r['psnr_from_other_words'] and r['psnr_masked'] > r['psnr_mean_picture']
     assert 0 < r['colour_acc_from_words'] < 1 and r['colour_objects'] > 50 and r['colours'] == 8 and 'train split of scenes' in r['protocol']
@@ -45,6 +47,35 @@ def test_an_untrained_run_is_at_chance(untrained):
     done = evaluate(f'--run={untrained}', '--split=train', '--tasks=retrieval,words')
     r = json.loads((untrained / 'eval.json').read_text())
     assert done.returncode == 0 and r['i2t_r1'] < .1 and abs(r['mlm_acc_right'] - r['mlm_acc_shuffled']) < .02 and abs(r['i2t_median_rank'] / r['candidates'] - .5) < .25
+
+def test_runs_are_compared_by_the_knobs_that_differ(trained, untrained, tmp_path):
+    for name, knobs, r in ('a', {}, .5), ('b', dict(seed=1), .7), ('c', dict(itc=0.), .1):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / 'config.json').write_text(json.dumps(dict(out_dir=name, seed=0, itc=1., lr=3) | knobs))
+        (tmp_path / name / 'eval.json').write_text(json.dumps(dict(i2t_r1=r, t2i_r1=r)))
+    done = subprocess.run([sys.executable, ROOT / 'eval.py', '--table=*'], capture_output=True, text=True, cwd=tmp_path)
+    assert done.stdout.splitlines()[-4:] == ['| itc | seeds | i2t_r1 | t2i_r1 |', '| --- | --- | --- | --- |', '| 1.0 | 2 | 0.600 ± 0.141 | 0.600 ± 0.141 |',
+                                             '| 0.0 | 1 | 0.100 | 0.100 |'], done.stdout + done.stderr
+
+def test_matching_and_likelihood_are_what_each_pair_alone_gives(scenes, trained, monkeypatch):
+    """Cached states and shared passes change nothing: every entry equals the pair run by itself."""
+    monkeypatch.setattr(evaluation, 'run', str(trained))
+    monkeypatch.setattr(evaluation, 'split', 'train')
+    with torch.no_grad():
+        model, data = evaluation.load_run()
+        pairs = train.distinct_pairs(data, model.config, 9)
+        match, told = evaluation.matching(model, data, pairs, None), evaluation.likelihood(model, data, pairs)
+        _, patches, tokens, pad, _ = next(evaluation.batches(model, data, *pairs))
+        alone = torch.zeros(2, 9, 9)
+        for i in range(9):
+            image = model.unimodal(model.embed_image(model.normalise(patches[i:i + 1])))
+            for j in range(9):
+                t, n = tokens[j:j + 1], int((~pad[j]).sum()) - 1
+                logit = model.itm_head(model.fuse(model.unimodal(model.embed_text(t), pad[j:j + 1]), image, pad[j:j + 1])[0][:, 0])[0]
+                hidden = model.unimodal(model.embed_text(torch.full_like(t, model.mask_id)), pad[j:j + 1])
+                words = model.word_logits(model.fuse(hidden, image, pad[j:j + 1])[0][0, 1:1 + n]).log_softmax(-1)
+                alone[:, i, j] = torch.stack([logit[1] - logit[0], words.gather(1, t[0, :n, None]).mean()])
+    assert torch.allclose(match.float(), alone[0], atol=1e-4) and torch.allclose(told, alone[1] - alone[1].mean(0), atol=1e-4)
 
 def test_recalls_of_a_known_matrix():
     score = torch.tensor([[9., 1, 2, 3], [5, 4, 3, 2], [1, 2, 3, 4], [0, 0, 0, 0]])

@@ -348,6 +348,53 @@ def test_a_checkpoint_of_another_architecture_is_one_line(checkpoint, tmp_path):
         with pytest.raises(SystemExit, match='error: .*b.pt is not a checkpoint'):
             models.load(str(tmp_path / 'b.pt'))
 
+# --- a pretrained ViT ---------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('image_size', [32, 48])
+def test_a_vit_of_timm_gives_the_same_states(image_size, tmp_path):
+    timm = pytest.importorskip('timm')
+    torch.manual_seed(0)
+    vit = timm.create_model('vit_tiny_patch16_224', img_size=image_size, patch_size=8, embed_dim=32, num_heads=2, depth=3, num_classes=0, global_pool='').eval()
+    for p in vit.parameters():
+        torch.nn.init.normal_(p, std=.1)
+    torch.save(vit.state_dict(), tmp_path / 'vit.pth')
+    m = build(image_size=image_size, full_size=image_size, n_unimodal=3, parts='image_only:1', itc=0., mlm=0.)
+    loaded, left = models.load_vit(m, tmp_path / 'vit.pth')
+    assert not left and len(loaded) == len(vit.state_dict())
+    m.type_embed.data.zero_()
+    images = torch.randn(2, 3, image_size, image_size)
+    x = patchify(images.permute(0, 2, 3, 1), 8)
+    assert torch.allclose(m.norm(m.unimodal(m.embed_image(x))), vit(images), atol=1e-5)
+
+def vit_state(D=32, n=4, depth=3, p=8):
+    block = lambda i: {f'blocks.{i}.{k}': torch.randn(s) for k, s in {'norm1.weight': D, 'norm1.bias': D, 'attn.qkv.weight': (3 * D, D), 'attn.qkv.bias': 3 * D,
+                       'attn.proj.weight': (D, D), 'attn.proj.bias': D, 'norm2.weight': D, 'norm2.bias': D, 'mlp.fc1.weight': (4 * D, D), 'mlp.fc1.bias': 4 * D,
+                       'mlp.fc2.weight': (D, 4 * D), 'mlp.fc2.bias': D}.items()}
+    return {'cls_token': torch.randn(1, 1, D), 'pos_embed': torch.randn(1, 1 + n * n, D), 'patch_embed.proj.weight': torch.randn(D, 3, p, p),
+            'patch_embed.proj.bias': torch.randn(D), 'norm.weight': torch.randn(D), 'norm.bias': torch.randn(D), 'head.weight': torch.randn(10, D)} | {
+            k: v for i in range(depth) for k, v in block(i).items()}
+
+def test_vit_weights_of_every_kind_are_loaded_and_told(tmp_path):
+    from safetensors.torch import save_file
+    state = vit_state()
+    save_file(state, tmp_path / 'a.safetensors')
+    torch.save(dict(model=state), tmp_path / 'a.pth')
+    for name in 'a.safetensors', 'a.pth':
+        m = build(distill=.4)
+        loaded, left = models.load_vit(m, tmp_path / name)
+        assert left == ['head.weight'] and torch.equal(m.blocks[2].mlp.fc2.weight, state['blocks.2.mlp.fc2.weight'])
+        assert torch.equal(m.pos_embed, state['pos_embed']) and torch.equal(m.teacher.cls_token, state['cls_token'])
+    pos = torch.arange(9.).view(1, 3, 3, 1).expand(1, 3, 3, 32).reshape(1, 9, 32)
+    torch.save(state | {'pos_embed': torch.cat([torch.zeros(1, 2, 32), pos], 1)}, tmp_path / 'deit.pth')         # a distillation token, another grid
+    models.load_vit(m, tmp_path / 'deit.pth')
+    assert m.pos_embed[0, 1, 0] < m.pos_embed[0, 4, 0] < m.pos_embed[0, 13, 0] < m.pos_embed[0, 16, 0]
+    torch.save(vit_state(D=48), tmp_path / 'wide.pth')
+    (tmp_path / 'garbage.pth').write_bytes(b'garbage')
+    torch.save({'weight': torch.zeros(3)}, tmp_path / 'other.pth')
+    for name, words in ('wide.pth', 'set n_embd'), ('garbage.pth', 'cannot be read'), ('other.pth', 'not a ViT'), ('absent.pth', 'cannot be read'):
+        with pytest.raises(ValueError, match=words):
+            models.load_vit(m, tmp_path / name)
+
 # --- negatives, teacher, queue, keywords --------------------------------------------------------------------------------
 
 def test_hard_negatives_are_drawn_by_similarity_and_never_alike():
