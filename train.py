@@ -8,7 +8,7 @@ Ctrl-C or a crash, then the same command: the run goes on from out_dir/latest.pt
 nothing random has a state: the order of the samples, their windows and their masks are a pure function of (seed, iteration, position).
 B samples, G x G stored patches per frame of which the model sees a window, T text tokens, N patches.
 """
-import json, math, os, signal, subprocess, sys, time, types
+import json, math, os, signal, subprocess, sys, time, types, warnings
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import asdict, fields
@@ -525,6 +525,7 @@ def main():
         return torch.nn.parallel.DistributedDataParallel(module, device_ids=[local] if dev.type == 'cuda' else None) if world > 1 else module
     step_model = wrap(model)
     if compile or compile is None and dev.type == 'cuda':
+        warnings.filterwarnings('ignore', message='Dynamo detected a call to a `functools.lru_cache`')
         try:
             compiled = wrap(torch.compile(model))
             with autocast():

@@ -348,6 +348,19 @@ def test_a_checkpoint_of_another_architecture_is_one_line(checkpoint, tmp_path):
         with pytest.raises(SystemExit, match='error: .*b.pt is not a checkpoint'):
             models.load(str(tmp_path / 'b.pt'))
 
+@pytest.mark.filterwarnings('ignore')
+@pytest.mark.parametrize('plan', ['every', 'full'])
+def test_one_graph_is_compiled_once(plan):
+    """No graph break, no recompilation whatever is in a batch, and the same loss as without."""
+    import torch._dynamo
+    from torch._dynamo.testing import CompileCounter
+    torch._dynamo.reset()
+    m, counter = build(**PLANS[plan]), CompileCounter()
+    compiled = torch.compile(m, backend=counter)
+    for seed in range(3):
+        assert torch.equal(compiled(make_batch(m.config, seed=seed))[0], m(make_batch(m.config, seed=seed))[0])
+    assert counter.frame_count == 1
+
 # --- a pretrained ViT ---------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize('image_size', [32, 48])
