@@ -12,8 +12,8 @@ image_size, patch_size = 64, 8
 n_embd, n_head = 128, 4
 parts = 'xmm_text:3,xmm_image:3,amm_text:2,amm_image:8'    # painting from words alone costs least and takes longest to learn
 keep_hi = 1.0
-max_iters = 1600             # x 128 pairs = 6.7 epochs of 30,000 frames
+max_iters = 1200             # x 128 pairs = 5 epochs of 30,000 frames
 warmup_iters = 100
 learning_rate = 4e-3
-eval_interval = 400
+eval_interval = 300
 log_interval = 50
