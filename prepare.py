@@ -97,9 +97,9 @@ TOKENIZER_SHA256 = '306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838d
 
 REMOTE = re.compile(r'https?://|\w+search\d*:')
 
-def find_items(inputs, pairs, cfg, known):
+def find_items(inputs, pairs, cfg, known, online=True):
     """-> (items, refused): items are dicts with a canonical key (a site's id, or a hash of the content: not the name), refused are rows for
-    videos.jsonl. `known`: the items of former runs; an input from the network that they stem from is not asked again."""
+    videos.jsonl. `known`: the items of former runs; an input from the network that they stem from is not asked again, none if not `online`."""
     paths, items, refused, asked = [], {}, [], {i.get('asked') for i in known}
     def expand(name, folder=Path()):
         path = folder / name
@@ -122,7 +122,7 @@ def find_items(inputs, pairs, cfg, known):
         row = dict(key='path:' + str(path), source=str(path), title=getattr(path, 'stem', ''), url='')
         if isinstance(path, str):
             try:
-                found = [] if path in asked else find_online(path, cfg)
+                found = find_online(path, cfg) if online and path not in asked else []
                 items |= {i['key']: i for i in found if i['key'] not in items}
             except Bad as e:
                 refused.append(row | dict(url=path, cause=e.cause, message=str(e)))
@@ -974,11 +974,11 @@ table {{ border-collapse: collapse }} td, th {{ border-bottom: 1px solid #ddd; p
     print(f"wrote {root / 'preview.html'}")
 
 def estimate(items, cfg):
-    """--dry_run: open each video, decode nothing, print what a run would take."""
-    hours, broken, speech = 0.0, 0, 0.0
+    """--dry_run: open each file, decode and download nothing, print what a run would take."""
+    hours, broken, speech, online = 0.0, 0, 0.0, sum(bool(i['url']) for i in items)
     for item in items:
-        try:
-            length = 0 if 'captions' in item else Decoder(item['source']).duration / 3600
+        try:                                                           # ten minutes where a site does not say
+            length = 0 if 'captions' in item else (item.get('duration') or 600) / 3600 if item['url'] else Decoder(item['source']).duration / 3600
             hours, speech = hours + length, speech + length * (not item.get('sidecar') or cfg['text'] == 'whisper')
         except Bad as e:
             broken += 1
@@ -986,9 +986,9 @@ def estimate(items, cfg):
     images = sum('captions' in i for i in items)
     size = (images + hours * 400) * (image_size ** 2 * 3 + 26)                               # some 400 frames an hour stay
     pace = next((x for name, x in WHISPER_PACE.items() if name in cfg['whisper_model']), 7)
-    took = hours * 3600 / 400 + images * .005 + speech * 3600 / pace
-    print(f"{len(items) - images} videos ({broken} unreadable), {hours:.2f} hours ({speech:.2f} to transcribe), {images} images with captions: about "
-          f"{size / 1e6:.0f} MB of arrays (as much again for shards), and {took / 60 / cfg['workers']:.1f} minutes with {cfg['workers']} workers on a CPU")
+    took = max((hours * 3600 / 400 + images * .005 + speech * 3600 / pace) / cfg['workers'], online * (1.5 * cfg['sleep_s'] + 5))
+    print(f"{len(items) - images} videos ({online} to download, {broken} unreadable), {hours:.2f} hours ({speech:.2f} to transcribe), {images} images with captions: "
+          f"about {size / 1e6:.0f} MB of arrays (as much again for shards), and {took / 60:.1f} minutes with {cfg['workers']} workers on a CPU")
 WHISPER_PACE = {'tiny': 15, 'base': 7, 'small': 2.5, 'medium': .8, 'turbo': .7, 'large': .4}  # x real time on one core, roughly
 
 def may_pass(root, item):
@@ -1032,8 +1032,8 @@ def main():
         ('RANK', 'SLURM_ARRAY_TASK_ID', 0), ('WORLD_SIZE', 'SLURM_ARRAY_TASK_COUNT', 1)))
     known = root / 'items.jsonl'
     former = read_rows(known) if known.exists() and not overwrite else []
-    items, refused = find_items(videos, pairs, cfg, former if rank == 0 else [dict(asked=v) for v in videos])          # one rank asks the network
-    items += [i for i in former if i['key'] not in {i['key'] for i in items}]
+    items, refused = find_items(videos, pairs, cfg, former, online=rank == 0)
+    items = list(({i['key']: i for i in former} | {i['key']: i for i in items}).values())
     if not items:
         print(*(f"{r['cause']}: {r['message']}" for r in refused), sep='\n')
         sys.exit('error: no videos found; name files, folders or .txt lists of them: python prepare.py talks/ --dataset=talks')
@@ -1053,13 +1053,14 @@ def main():
             sys.exit(f"error: {root} was begun with other settings: {'; '.join(differs)}. Take another --dataset, or --overwrite")
         before.write_text(json.dumps(extraction))
         items = take_down(root, items)
-        write_whole(known, ''.join(json.dumps(i) + '\n' for i in sorted(items, key=lambda i: i['key'])).encode())
+        if rank == 0:
+            write_whole(known, ''.join(json.dumps(i) + '\n' for i in sorted(items, key=lambda i: i['key'])).encode())
         if resolve:
             return print(f'{known}: {len(items)} videos. It is an input like others: python prepare.py {known} --dataset={dataset}')
         todo = sorted((i for i in items if not shard_path(root / 'shards', i['key']).exists()), key=lambda i: -weight(i))         # the longest first
         todo = [i for i in todo if retry_failed or may_pass(root, i)]
         done_before = len(items) - len(todo)
-        todo = [i for n, i in enumerate(todo) if (n % world == rank if not i['url'] else rank == 0)]      # one rank asks a site, politely
+        todo = [i for n, i in enumerate(todo) if (rank == 0 if i['url'] else n % world == rank)]      # one rank asks a site, politely
         print(f'{root}: {len(items)} videos, {done_before} done before, {len(todo)} to do with {cfg["workers"]} workers')
         if any(i['key'].startswith('youtube:') for i in todo):
             check_javascript()

@@ -138,6 +138,8 @@ def test_excluded_videos_leave_for_good(site, tmp_path):
     assert len(rows_of(root)) == 3 and 'v1.mp4' not in (root / 'items.jsonl').read_text()
 
 def test_the_inputs_can_be_frozen_first(site, tmp_path):
+    dry = run(f'{site}/feed/talks.xml', *args(tmp_path, '--dry_run'))
+    assert dry.returncode == 0 and '4 videos (4 to download' in dry.stdout and not (tmp_path / 'data').exists(), dry.stderr
     done = run(f'{site}/feed/talks.xml', *args(tmp_path, '--resolve=true'))
     assert done.returncode == 0 and len((tmp_path / 'data/set/items.jsonl').read_text().splitlines()) == 4 and not list((tmp_path / 'data/set/shards').glob('*/*'))
 
