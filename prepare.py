@@ -1057,11 +1057,10 @@ def main():
             write_whole(known, ''.join(json.dumps(i) + '\n' for i in sorted(items, key=lambda i: i['key'])).encode())
         if resolve:
             return print(f'{known}: {len(items)} videos. It is an input like others: python prepare.py {known} --dataset={dataset}')
-        todo = sorted((i for i in items if not shard_path(root / 'shards', i['key']).exists()), key=lambda i: -weight(i))         # the longest first
-        todo = [i for i in todo if retry_failed or may_pass(root, i)]
-        done_before = len(items) - len(todo)
-        todo = [i for n, i in enumerate(todo) if (rank == 0 if i['url'] else n % world == rank)]      # one rank asks a site, politely
-        print(f'{root}: {len(items)} videos, {done_before} done before, {len(todo)} to do with {cfg["workers"]} workers')
+        mine = sorted(items, key=lambda i: (-weight(i), i['key']))      # the longest first; ranks share them evenly, but only one asks a site
+        mine = [i for n, i in enumerate(mine) if (rank == 0 if i['url'] else n % world == rank)]
+        todo = [i for i in mine if not shard_path(root / 'shards', i['key']).exists() and (retry_failed or may_pass(root, i))]
+        print(f'{root}: {len(mine)} videos, {len(mine) - len(todo)} done before, {len(todo)} to do with {cfg["workers"]} workers')
         if any(i['key'].startswith('youtube:') for i in todo):
             check_javascript()
         if text != 'sidecar' and any('captions' not in i and (text == 'whisper' or not i.get('sidecar')) for i in todo):
