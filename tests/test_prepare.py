@@ -188,6 +188,62 @@ def test_a_bad_packet_costs_only_itself(tmp_path):
     kept, count, video = decode(path)
     assert 6 <= len(kept) <= 8 and kept[-1][0] == 28_000 and abs(video.end - 32) < .5
 
+def encode(path, pictures, pix_fmt='yuv444p', codec='libx264', fps=4, pts=None, aspect=None, start=0, format=None):
+    """Each picture four frames long, the first a key frame; pts: a function of the frame's number, in 1/100 s."""
+    with av.open(str(path), 'w', format=format) as container:
+        stream = container.add_stream(codec, rate=fps, options=dict(crf='8', preset='ultrafast', sc_threshold='0') if codec == 'libx264' else {})
+        stream.height, stream.width, stream.pix_fmt = *pictures[0].shape[:2], pix_fmt
+        stream.codec_context.gop_size, stream.codec_context.time_base = 10_000, Fraction(1, 100)
+        if aspect:
+            stream.codec_context.sample_aspect_ratio = aspect
+        for i in range(4 * len(pictures)):
+            frame = av.VideoFrame.from_ndarray(pictures[i // 4], 'rgb24')
+            frame.pts, frame.time_base, frame.pict_type = (pts or (lambda i: 100 * i))(i) + start, Fraction(1, 100), int(i % 4 == 0)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+@pytest.mark.parametrize('kind', ['odd_size', 'ten_bit', 'wide_pixels', 'variable_rate', 'late_start', 'mpeg4_avi', 'transport_stream', 'wrong_extension'])
+def test_files_of_every_kind_give_the_right_pictures_at_the_right_times(kind, tmp_path):
+    pictures, times, size = [scene_picture(k, (96, 64)) for k in (1, 2, 3)], [0, 4000, 8000], 32
+    want = [np.asarray(Image.fromarray(p[:, 16:80]).resize((32, 32), Image.Resampling.BOX)).astype(int) for p in pictures]
+    if kind == 'odd_size':
+        path = encode(tmp_path / 'a.mp4', [p[:63, :95] for p in pictures])
+    elif kind == 'ten_bit':
+        path = encode(tmp_path / 'a.mp4', pictures, 'yuv420p10le')
+    elif kind == 'wide_pixels':                                        # stored 48 x 64, shown 96 x 64
+        path = encode(tmp_path / 'a.mp4', [p[:, ::2] for p in pictures], aspect=Fraction(2, 1))
+    elif kind == 'variable_rate':                                      # frames 0.3 s, 2 s and 0.5 s apart
+        path = encode(tmp_path / 'a.mp4', pictures, pts=lambda i: [0, 30, 60, 90, 300, 500, 700, 900, 1000, 1050, 1100, 1150][i])
+        times = [0, 3000, 10000]
+    elif kind == 'late_start':
+        path = encode(tmp_path / 'a.ts', pictures, 'yuv420p', start=6000, format='mpegts')
+    elif kind == 'mpeg4_avi':
+        path = encode(tmp_path / 'a.avi', pictures, 'yuv420p', codec='mpeg4', pts=lambda i: 25 * i)
+        times = [0, 1000, 2000]
+    elif kind == 'transport_stream':
+        path = encode(tmp_path / 'a.ts', pictures, 'yuv420p', format='mpegts')
+    else:
+        path = encode(tmp_path / 'a.mp4', pictures).rename(tmp_path / 'a.jpg')
+    kept, _, video = decode(path, size, min_gap_s=.5)
+    assert len(kept) == 3 and max(abs(t - w) for (t, _, _), w in zip(kept, times)) <= 40, [t for t, _, _ in kept]
+    for (_, _, picture), w in zip(kept, want):
+        assert np.abs(picture - w).mean() < 12, np.abs(picture - w).mean()
+
+def test_sound_with_a_cover_is_no_video(tmp_path):
+    Image.fromarray(scene_picture(1, (96, 64))).save(tmp_path / 'cover.jpg')
+    with av.open(str(tmp_path / 'song.m4a'), 'w', format='mp4') as container:
+        cover, audio = container.add_stream('mjpeg', rate=1), container.add_stream('aac', rate=16000, layout='mono')
+        cover.width, cover.height, cover.pix_fmt, cover.disposition = 96, 64, 'yuvj420p', av.stream.Disposition.attached_pic
+        container.mux(cover.encode(av.VideoFrame.from_image(Image.open(tmp_path / 'cover.jpg'))))
+        for i in range(30):
+            piece = av.AudioFrame.from_ndarray((np.random.default_rng(i).normal(size=(1, 1024)) * 3000).astype(np.int16), 's16', 'mono')
+            piece.sample_rate, piece.pts = 16000, 1024 * i
+            container.mux(audio.encode(piece))
+        container.mux(audio.encode())
+    run(tmp_path / 'song.m4a', *args(tmp_path))
+    assert rows_of(tmp_path / 'data/set')[0]['cause'] == 'no_video'
+
 # --- the contract -------------------------------------------------------------------------------------------------------
 
 def test_arrays_keep_the_contract(finished, videos):
