@@ -23,7 +23,7 @@ run = 'out/run'                  # a folder of train.py
 checkpoint: Literal['best', 'latest'] = 'best'
 dataset = ''                     # data/<dataset>; default: the run's own
 split: Literal['test', 'val', 'train'] = 'test'
-tasks = 'retrieval,words,patches,pictures,curves'
+tasks = 'retrieval,words,patches,keywords,pictures,curves'
 candidates = 1000                # pairs to retrieve among, at most; of each video those whose words do not overlap
 rerank = 16                      # itm looks again at so many of itc's best; without itc it ranks the first 200 pairs in full
 table = ''                       # a pattern of run folders to compare, instead of --run
@@ -253,6 +253,30 @@ def colours(data, pairs, real, painted):
                 hits.append([np.square(p[i, y0:y1, x0:x1][own].mean(0) - palette).sum(1).argmin() == want for p in painted.values()])
     return {f'colour_acc_{k}': float(v) for k, v in zip(painted, np.mean(hits, 0))} | dict(colour_objects=len(hits), colours=len(palette)) if hits else {}
 
+def keywords(model, data, pairs):
+    """Are psl's pseudo-labels true of the picture? Share of the chosen words, of those that the teacher adds, and of any content words of the
+    text, that the truth names."""
+    c = model.config
+    if not c.has('psl') or c.psl_variant != 'content_words' or not truth:
+        return dict(skipped='no psl by content words, or no --truth') if c.has('psl') else {}
+    def true_words(scene):
+        objects = [v for o in scene.get('objects', []) for v in (o['colour'], o['shape'], o['size'])]
+        return {w.lower() for text in [scene.get('name', ''), scene.get('ground', ''), scene.get('texture', ''), *scene.get('tags', []), *objects] for w in text.split()}
+    name = {int(k): data.encoding.decode([int(i)]).strip().lower() for i, k in zip(model.vocab, model.keyword) if k >= 0}
+    right = dict(voted=[], added=[], any=[])
+    scenes = [true_words(s) for s, _ in true_scenes(data, pairs[0])]
+    for rows, x, tokens, pad, _ in batches(model, data, *pairs):
+        image = model.unimodal(model.embed_image(model.normalise(x)))
+        taught = model.teacher.unimodal(model.teacher.embed_image(model.teacher.normalise(x)))[:, 0]
+        before = model.fuse(model.unimodal(model.embed_text(tokens), pad), image, pad)[2]
+        target, _ = model.keywords(taught, model.votes(before, pad), tokens, pad[:, 1:])
+        for row, chosen, said, gone in zip(rows, target.cpu(), model.keyword[tokens].cpu(), pad[:, 1:].cpu()):
+            said = {int(k) for k, g in zip(said, gone) if k >= 0 and not g}
+            for k in chosen.nonzero().flatten().tolist():
+                right['voted' if k in said else 'added'].append(name[k] in scenes[row])
+            right['any'] += [name[k] in scenes[row] for k in said]
+    return {f'keyword_precision_{k}': float(np.mean(v)) for k, v in right.items() if v} | dict(keywords_added=len(right['added']))
+
 # ----------------------------------------------------------------------------------------------------------------------
 # pictures
 
@@ -374,7 +398,7 @@ def compare(pattern):
 def main():
     if table:
         return compare(table)
-    todo = dict(retrieval=retrieval, words=words, patches=patches, pictures=pictures, curves=curves)
+    todo = dict(retrieval=retrieval, words=words, patches=patches, keywords=keywords, pictures=pictures, curves=curves)
     if unknown := set(tasks.split(',')) - set(todo):
         sys.exit(f"error: no task is called {', '.join(unknown)}; there are {', '.join(todo)}")
     model, data = load_run()

@@ -455,12 +455,9 @@ class VLModel(nn.Module):
             error = F.cross_entropy(self.itm_head(states).float(), right, reduction='none')
             losses['itm'] = masked_mean(error.view(1, -1), torch.cat([torch.ones_like(possible), possible])[None])
         if salient:
-            names = ['match'] if match else salient
-            mask = [F.pad(~torch.cat([pad[p] for p in names]), (0, before[names[0]].shape[1] - tokens[salient[0]].shape[1] - 1), value=True)[:, None, None]]
-            with torch.no_grad():
-                votes = self.blocks[-1].attn.cls_row(self.blocks[-1].norm1(torch.cat([before[p] for p in names])), *mask)
-            losses['psl'] = self.psl_loss(torch.cat([image[p][:, 0] for p in salient]), torch.cat([taught[0][p][:, 0] for p in salient]), votes,
-                                          torch.cat([tokens[p] for p in salient]), torch.cat([pad[p][:, 1:] for p in salient]))
+            pad_s, tokens_s, image_s, taught_s = (torch.cat([d[p] for p in salient]) for d in (pad, tokens, image, taught[0]))
+            votes = self.votes(before['match'] if match else torch.cat([before[p] for p in salient]), pad_s)
+            losses['psl'] = self.psl_loss(image_s[:, 0], taught_s[:, 0], votes, tokens_s, pad_s[:, 1:])
         loss = sum((getattr(c, name) * value for name, value in losses.items() if '/' not in name), x.new_zeros(()))
         return loss, {name: value.detach() for name, value in losses.items()}
 
@@ -566,11 +563,10 @@ class VLModel(nn.Module):
     def psl_loss(self, image, taught, votes, tokens, pad):
         """Pseudo-labelled keywords: the words that the pair's fused [CLS] attends to are to be told from the picture alone. SIMLA, arXiv:2203.14395.
 
-        image, taught (n, D): unimodal [CLS] of the pictures, the teacher's; votes (n, n_head, L): attention of the fused [CLS]; tokens, pad (n, T).
+        image, taught (n, D): unimodal [CLS] of the pictures, the teacher's; votes (n, n_head, T): attention of the fused [CLS]; tokens, pad (n, T).
         simla: 4 tokens per head, the 5 with most votes, BCE over the vocabulary, the teacher's soft labels. content_words: the 5 content words with
         most attention, and up to 5 that the teacher is sure of; asymmetric loss (arXiv:2009.14119), which forgives unsaid words."""
         c, T = self.config, tokens.shape[1]
-        votes = votes[:, :, 1:1 + T]                                   # over the words
         if c.psl_variant == 'simla':
             votes = votes.masked_fill(pad[:, None], 0.)
             chosen = torch.zeros_like(votes).scatter(2, votes.topk(min(4, T), 2).indices, 1.).sum(1).masked_fill(pad, -1)
@@ -585,6 +581,12 @@ class VLModel(nn.Module):
         shy = (p - .05).clamp(min=0)                                   # of what was not said, only confident errors count
         error = -(target * p.log() + (1 - target) * ~ignored * shy ** 4 * (1 - shy).log())
         return error.sum() / target.sum().clamp(min=1)
+
+    @torch.no_grad()
+    def votes(self, before, pad):
+        """States before the last layer (n, 1 + T + 1 + K, D), pad (n, 1 + T) -> how much the fused [CLS] attends to each word (n, n_head, T)."""
+        mask = F.pad(~pad, (0, before.shape[1] - pad.shape[1]), value=True)[:, None, None]
+        return self.blocks[-1].attn.cls_row(self.blocks[-1].norm1(before), mask)[:, :, 1:pad.shape[1]]
 
     @torch.no_grad()
     def keywords(self, taught, votes, tokens, pad):

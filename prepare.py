@@ -932,8 +932,9 @@ def table(rows, seconds=0):
     if count['chunks']:
         lines += [('speech', f"{count['chunks']} chunks of <= 30 s, {count['chunks_again']} decoded again; dropped: " + (', '.join(
             f"{n} {c.removeprefix('chunks_')}" for c, n in sorted(count.items()) if c.startswith('chunks_') and c != 'chunks_again') or 'none'))]
-    lines += [('speed', ', '.join(f'{s}: {by[s] / t:.0f} x real time per worker' for s, t in spent.items() if t > 0 and by[s]) + (
-        f'; {sum(by.get(s, 0) for s in ["frames"]) / seconds:.0f} x in all' if seconds else ''))]
+    if seconds:
+        paces = [f'{s}: {by[s] / t:.0f} x real time per worker' for s, t in spent.items() if t > 0 and by[s]]
+        lines += [('speed', ', '.join(paces) + f"; {by.get('frames', 0) / seconds:.0f} x in all")]
     return '\n'.join(f'  {k:8s}{v}' for k, v in lines)
 
 def write_preview(root, n=24):

@@ -17,7 +17,7 @@ def trained(scenes, tmp_path_factory):
     """Long enough on few scenes to be better than chance on its own training videos."""
     out = tmp_path_factory.mktemp('trained') / 'run'
     done = subprocess.run([sys.executable, *command(scenes, out, max_iters=240, eval_interval=120, learning_rate=4e-3, keep_hi=1., context_s=0., n_embd=64, batch_size=64,
-                                                    itm=1.,
+                                                    itm=1., psl=.1,
                                                     parts='xmm_text:4,xmm_image:4,amm_text:4,amm_image:4')], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     return out
@@ -36,6 +36,7 @@ def test_a_trained_run_is_better_than_chance_and_draws_its_pictures(scenes, trai
     assert r['candidates'] > 40 and r['chance_r1'] == 1 / r['candidates'] and min(r['i2t_r1'], r['t2i_r1']) > 8 * r['chance_r1']
     assert r['i2t_r1'] <= r['i2t_r5'] <= r['i2t_r10'] <= 1 and r['i2t_concept_r1'] >= r['i2t_r1']
     assert min(r['itm_i2t_r1'], r['itm_t2i_r1'], r['likelihood_i2t_r1'], r['likelihood_t2i_r1']) > 2 * r['chance_r1']
+    assert r['keyword_precision_voted'] > .5 and r['keyword_precision_any'] > .5
     assert r['mlm_bits_right'] < r['mlm_bits_shuffled'], 'the picture is used'
     assert r['psnr_from_words'] > r['psnr_from_other_words'] and r['psnr_masked'] > r['psnr_mean_picture']
     assert 0 < r['colour_acc_from_words'] < 1 and r['colour_objects'] > 50 and r['colours'] == 8 and 'train split of scenes' in r['protocol']

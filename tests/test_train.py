@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 import train
-from configurator import knobs
+from configurator import knobs, parse
 from conftest import ROOT
 from model import VLConfig, unpatchify
 
@@ -295,6 +295,17 @@ def test_everything_resumes_exactly(scenes, knob, tmp_path, monkeypatch):
     assert numbers(run(knob, scenes, tmp_path / 'broken', **FULL)) == numbers(want) and same_weights(weights(tmp_path / 'broken'), weights(tmp_path / 'whole'))
     names = weights(tmp_path / 'whole')
     assert {'itm', 'psl'} <= set(want[-1] if 'itm' in want[-1] else want[-2]) and any(n.startswith('teacher.') for n in names) and int(names['queue_at']) == 12 * 32 % 40
+
+@pytest.mark.parametrize('preset, objectives', dict(bert='mlm', mae='mim', m3ae='mlm mim', vilt='mlm itm', clip='itc', flip='itc', albef='mlm itc itm',
+                                                    simla='mlm mim itc itm psl',
+                                                    amm='mlm mim', full='mlm mim itc itm psl').items())
+def test_presets_train_what_they_say(scenes, knob, tmp_path, preset, objectives):
+    knob()
+    flags = [f'--{k}={v}' for k, v in (TINY | dict(max_iters=2, eval_interval=2)).items()]
+    values, _ = parse(vars(train), [*flags, str(ROOT / f'config/{preset}.py')])
+    log = run(knob, scenes, tmp_path / 'run', **{k: values[k] for k in DEFAULTS if k not in ('data_dir', 'out_dir')})
+    assert {k for k in log[1] if k in ('mlm', 'mim', 'itc', 'itm', 'psl')} == set(objectives.split()) and values['best_by'] in log[-1]
+    assert (tmp_path / 'run/best.pt').exists()
 
 def test_keywords_are_content_words(scenes, knob):
     knob(data_dir=f'{scenes}/data', text_len=16)
