@@ -1058,7 +1058,7 @@ def main():
             write_whole(known, ''.join(json.dumps(i) + '\n' for i in sorted(items, key=lambda i: i['key'])).encode())
         if resolve:
             return print(f'{known}: {len(items)} videos. It is an input like others: python prepare.py {known} --dataset={dataset}')
-        mine = sorted(items, key=lambda i: (-weight(i), i['key']))      # the longest first; ranks share them evenly, but only one asks a site
+        mine = sorted(items, key=lambda i: (0, '') if i['url'] else (-weight(i), i['key']))    # files: the longest first. Ranks share them, but one asks a site
         mine = [i for n, i in enumerate(mine) if (rank == 0 if i['url'] else n % world == rank)]
         todo = [i for i in mine if not shard_path(root / 'shards', i['key']).exists() and (retry_failed or may_pass(root, i))]
         print(f'{root}: {len(mine)} videos, {len(mine) - len(todo)} done before, {len(todo)} to do with {cfg["workers"]} workers')
