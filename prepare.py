@@ -47,7 +47,7 @@ same_level = 24                  # ... and no cell of a 36 x 32 grey thumbnail d
 text: Literal['auto', 'sidecar', 'whisper'] = 'auto'   # auto: a sidecar where there is one, else Whisper
 whisper_model = 'auto'           # a name (tiny.en ... turbo) or the path of a .pt; auto: turbo on CUDA, else base.en
 language = 'en'                  # keep speech in this language (multilingual models vote); any: keep all
-whisper_batch = 8                # 30-second chunks decoded together, always within one video; 64 on a large GPU
+whisper_batch = 16               # 30-second chunks decoded together, always within one video; 64 on a large GPU
 keep_silent = False              # keep videos without words (image-only training)
 # running
 workers = 0                      # processes; 0: one per core (with Whisper on CUDA: 4)
@@ -442,7 +442,8 @@ def speech_chunks(video):
             at = max(at, ahead[0] - 10)
             if not last and at + 1500 > len(level):
                 break                                                  # continues in the next block
-            end = len(level) if at + 1500 >= len(level) else at + 1100 + int(level[at + 1100:at + 1500].argmin())     # 22 to 30 s on
+            ahead_level = level[at + 1100:at + 1500]                   # 22 to 30 s on: the last quiet point, as every chunk costs the same
+            end = len(level) if at + 1500 >= len(level) else at + 1100 + int(np.flatnonzero(ahead_level <= ahead_level.min() + 3)[-1])
             if (ahead < end).sum() >= 10:                              # 0.2 s of sound at least
                 yield (begin + at * 320) / RATE, audio[at * 320:end * 320].astype(np.float32) / 32768
             at = end

@@ -303,8 +303,9 @@ def test_splits_are_by_video_and_stay(finished):
 
 # --- the same bytes, whatever happens -----------------------------------------------------------------------------------
 
-def test_two_workers_give_the_same_bytes(videos, finished, tmp_path):
-    assert run(videos, *args(tmp_path, '--workers=2')).returncode == 0
+@pytest.mark.parametrize('workers', [2, 4])
+def test_many_workers_give_the_same_bytes(videos, finished, tmp_path, workers):
+    assert run(videos, *args(tmp_path, f'--workers={workers}')).returncode == 0
     assert hashes(tmp_path / 'data' / 'set') == hashes(finished)
 
 def test_kill_and_resume_give_the_same_bytes(videos, finished, tmp_path):
