@@ -442,8 +442,10 @@ def speech_chunks(video):
             at = max(at, ahead[0] - 10)
             if not last and at + 1500 > len(level):
                 break                                                  # continues in the next block
-            ahead_level = level[at + 1100:at + 1500]                   # 22 to 30 s on: the last quiet point, as every chunk costs the same
-            end = len(level) if at + 1500 >= len(level) else at + 1100 + int(np.flatnonzero(ahead_level <= ahead_level.min() + 3)[-1])
+            near = level[at + 1100:at + 1350]                          # 22 to 27 s on: the last quiet point, for chunks cost the same whatever their
+            end = len(level)                                           # length; but of a full 30 s Whisper leaves out the end: word errors double
+            if at + 1350 < len(level):
+                end = at + 1100 + int(np.flatnonzero(near <= near.min() + 3)[-1])
             if (ahead < end).sum() >= 10:                              # 0.2 s of sound at least
                 yield (begin + at * 320) / RATE, audio[at * 320:end * 320].astype(np.float32) / 32768
             at = end
