@@ -4,4 +4,4 @@
 # NANOVLP_WHISPER (a .pt) and NANOVLP_DATA (a folder of narrated videos) add the tests on real speech; without them these are skipped and say so.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/env.sh"
-python -m pytest -n 2 --dist loadgroup -q -rs tests "$@"
+python -m pytest -n 2 -q -rs tests "$@"

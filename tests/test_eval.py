@@ -9,8 +9,6 @@ import train
 from conftest import ROOT
 from test_train import command
 
-pytestmark = pytest.mark.xdist_group('eval')                         # one worker: the runs are made once
-
 def evaluate(*argv):
     return subprocess.run([sys.executable, ROOT / 'eval.py', *argv], capture_output=True, text=True, cwd=ROOT)
 
@@ -18,7 +16,7 @@ def evaluate(*argv):
 def trained(scenes, tmp_path_factory):
     """Long enough on few scenes to be better than chance on its own training videos."""
     out = tmp_path_factory.mktemp('trained') / 'run'
-    done = subprocess.run([sys.executable, *command(scenes, out, max_iters=240, eval_interval=120, learning_rate=4e-3, keep_hi=1., context_s=0., n_embd=64, batch_size=64,
+    done = subprocess.run([sys.executable, *command(scenes, out, max_iters=160, eval_interval=160, learning_rate=4e-3, keep_hi=1., context_s=0., n_embd=64, batch_size=64,
                                                     itm=1., psl=.1,
                                                     parts='xmm_text:4,xmm_image:4,amm_text:4,amm_image:4')], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr

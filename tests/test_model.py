@@ -75,7 +75,7 @@ def test_the_extremes_of_text(plan):
         loss.backward()
         assert loss.isfinite() and all(p.grad is None or p.grad.isfinite().all() for p in m.parameters())
 
-@pytest.mark.parametrize('plan', ['default', 'every', 'sigmoid', 'vilt_dial', 'norm_pix'])
+@pytest.mark.parametrize('plan', ['default', 'every'])
 def test_overfits_eight_pairs(plan):
     m = build(**PLANS[plan] | dict(n_embd=64, keep_hi=1., keep_lo=.5))
     batch = {k: v[torch.arange(B) % 8] if k in ('patches', 'tokens', 'pad', 'video') else v for k, v in make_batch(m.config).items()}

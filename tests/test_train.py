@@ -195,7 +195,6 @@ def test_muon_steps_like_torchs(knob):
     singular = torch.linalg.svdvals(train.orthogonal(torch.randn(3, 20, 50)))
     assert .6 < singular.min() and singular.max() < 1.3
 
-@pytest.mark.xdist_group('unbroken')
 def test_a_run_learns_and_logs(unbroken):
     out, said = unbroken
     log = read_log(out)
@@ -209,7 +208,6 @@ def test_a_run_learns_and_logs(unbroken):
     best = torch.load(out / 'best.pt', weights_only=True)
     assert best['iter_num'] == min(evals[1:], key=lambda x: x['val/loss'])['iter']
 
-@pytest.mark.xdist_group('unbroken')
 def test_kill_and_resume_equal_the_unbroken_run(scenes, unbroken, tmp_path):
     out, killed = tmp_path / 'run', 0
     for at in 5, 9:
@@ -226,7 +224,6 @@ def test_kill_and_resume_equal_the_unbroken_run(scenes, unbroken, tmp_path):
     assert numbers(read_log(out)) == numbers(read_log(unbroken[0])), 'the same losses to the last digit'
     assert same_weights(weights(out), weights(unbroken[0])) and same_weights(weights(out, 'best'), weights(unbroken[0], 'best'))
 
-@pytest.mark.xdist_group('unbroken')
 def test_interrupt_saves_and_the_same_command_goes_on(scenes, unbroken, tmp_path):
     out = tmp_path / 'run'
     process = subprocess.Popen([sys.executable, *command(scenes, out)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
@@ -239,7 +236,6 @@ def test_interrupt_saves_and_the_same_command_goes_on(scenes, unbroken, tmp_path
     done = subprocess.run([sys.executable, *command(scenes, out)], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0 and numbers(read_log(out)) == numbers(read_log(unbroken[0])) and same_weights(weights(out), weights(unbroken[0]))
 
-@pytest.mark.xdist_group('unbroken')
 def test_validation_touches_no_training_state(scenes, unbroken, knob, tmp_path):
     log = run(knob, scenes, tmp_path / 'run', eval_interval=5, eval_iters=1)
     assert numbers(x for x in log if 'loss' in x) == numbers(x for x in read_log(unbroken[0]) if 'loss' in x)
@@ -360,7 +356,6 @@ def test_a_damaged_set_is_refused(scenes, knob, tmp_path, capsys, damage, words)
         (folder / 'meta.json').write_text(json.dumps(json.loads((folder / 'meta.json').read_text()) | dict(format=9)))
     fails(capsys, words, lambda: run(knob, tmp_path, tmp_path / 'run'))
 
-@pytest.mark.xdist_group('unbroken')
 def test_another_architecture_is_refused_and_other_changes_are_told(scenes, unbroken, knob, tmp_path, capsys):
     shutil.copytree(unbroken[0], tmp_path / 'run')
     fails(capsys, ['n_embd is 32 there and 64 now', '--resume=false'], lambda: run(knob, scenes, tmp_path / 'run', n_embd=64))
