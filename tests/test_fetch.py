@@ -226,3 +226,9 @@ def test_the_preview_shows_frames_words_and_failures_and_trusts_nothing(tmp_path
     page = (tmp_path / 'data/set/preview.html').read_text()
     assert page.count('<img src="data:image/png') == 5 and 'number 2 of this video' in page and 'not_media' in page
     assert '<script>alert' not in page and '<img src=x' not in page and '&lt;script&gt;' in page
+
+def test_a_missing_javascript_runtime_is_told_with_its_cure(monkeypatch, capsys):
+    from yt_dlp.utils import _jsruntime
+    monkeypatch.setattr(_jsruntime, '_find_exe', lambda name: f'/nonexistent/{name}')
+    prepare.check_javascript()
+    assert 'pip install deno' in capsys.readouterr().out

@@ -427,6 +427,18 @@ def test_a_worker_that_dies_costs_one_video(tmp_path):
     rows, _ = prepare.process_all([hangs] + good, cfg | dict(timeout_s=3), 1, bar)
     assert sorted((r['status'], r['cause']) for r in rows) == [('failed', 'timeout'), ('ok', ''), ('ok', '')]
 
+def test_a_full_disk_ends_the_run_and_leaves_no_half_shard(videos, tmp_path, monkeypatch):
+    cfg = {k: getattr(prepare, k) for k in prepare.EXTRACTION} | dict(root=tmp_path, image_size=32, patch_size=8, timeout_s=600)
+    item = dict(key='file:v', source=str(videos / 'v0.mp4'), url='', bytes=1, sidecar=str(videos / 'v0.vtt'))
+    def full(fd):
+        raise OSError(28, 'No space left on device')
+    monkeypatch.setattr(os, 'fsync', full)
+    with pytest.raises(OSError, match='No space'):
+        prepare.process(item, cfg)
+    assert not [p for p in tmp_path.rglob('*') if p.is_file()], 'not counted as a bad video either: it is tried again'
+    monkeypatch.undo()
+    assert prepare.process(item, cfg)['status'] == 'ok'
+
 def test_dry_run_touches_nothing(videos, tmp_path):
     result = run(videos, *args(tmp_path), '--dry_run')
     assert result.returncode == 0 and '6 videos' in result.stdout and '0.02 hours' in result.stdout and not (tmp_path / 'data').exists()
