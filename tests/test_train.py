@@ -294,7 +294,8 @@ def test_everything_resumes_exactly(scenes, knob, tmp_path, monkeypatch):
     monkeypatch.setattr(train, 'save_checkpoint', save)
     assert numbers(run(knob, scenes, tmp_path / 'broken', **FULL)) == numbers(want) and same_weights(weights(tmp_path / 'broken'), weights(tmp_path / 'whole'))
     names = weights(tmp_path / 'whole')
-    assert {'itm', 'psl'} <= set(want[-1] if 'itm' in want[-1] else want[-2]) and any(n.startswith('teacher.') for n in names) and int(names['queue_at']) == 12 * 32 % 40
+    assert {'itm', 'psl'} <= set(want[-1] if 'itm' in want[-1] else want[-2]) and int(names['queue_at']) == 12 * 32 % 40
+    assert math.isclose(names['alpha'], .4, rel_tol=1e-6) and 0 < (names['teacher.patch_embed.weight'] - names['patch_embed.weight']).abs().max(), 'it follows, later'
 
 @pytest.mark.parametrize('preset, objectives', dict(bert='mlm', mae='mim', m3ae='mlm mim', vilt='mlm itm', clip='itc', flip='itc', albef='mlm itc itm',
                                                     simla='mlm mim itc itm psl',
