@@ -113,7 +113,10 @@ def find_items(inputs, pairs, cfg, known, online=True):
                 if line.strip() and not line.startswith('#'):
                     expand(line.strip(), path.parent)
         elif path.suffix.lower() == '.jsonl' and path.is_file():
-            items.update((i['key'], i) for i in read_rows(path))
+            rows = read_rows(path)
+            if not all(isinstance(i, dict) and {'key', 'source', 'title', 'url'} <= set(i) for i in rows):
+                sys.exit(f'error: {path} is no items.jsonl of prepare.py; an image-caption list is given by --pairs={path}')
+            items.update((i['key'], i) for i in rows)
         else:
             paths.append(path)
     for name in inputs:
@@ -178,7 +181,7 @@ class Quiet:
     """yt-dlp's logger: keeps the last thing it said, for why a video was left out."""
     said = ''
     def debug(self, text):
-        self.said = text if 'skipping' in text or 'does not pass' in text else self.said
+        self.said = text if re.search('skipping|does not pass|Aborting', text) else self.said
     def info(self, text): self.debug(text)
     def warning(self, text): pass
     def error(self, text): pass
@@ -199,7 +202,7 @@ def downloader(cfg, **options):
         extractor_args=dict(youtube=dict(skip=['translated_subs'])), js_runtimes=dict(deno={}, node={}), fixup='never', updatetime=False,
         restrictfilenames=True, cachedir=False, noprogress=True, quiet=True, logger=Quiet(), cookiefile=cfg['cookies'] or None) | options)
 
-CAUSES = dict(                                                         # yt-dlp's words -> cause; the first that fits. Refusals stop the run, see fetch_all
+CAUSES = dict(                                                         # yt-dlp's words -> cause; the first that fits. Refusals stop the run, see process_all
     refused=r"HTTP Error 4(29|03)|Too Many Requests|try again later|rate.?limit|not a bot",
     private=r'private video|video is private|HTTP Error 401', members=r'members.only|join this channel', age=r'confirm your age|age.restricted', drm=r'\bDRM\b',
     geo=r'your country|your location|geo.?restrict', gone=r'removed|terminated|no longer available|HTTP Error 4(04|10)|video unavailable|does not exist',
@@ -717,7 +720,8 @@ def process_all(items, cfg, workers, bar):
     def submit(*args):
         jobs.append(threads.submit(one, *args))
         jobs[-1].add_done_callback(lambda job: job.exception() and broken.append(job))
-    with futures.ThreadPoolExecutor(workers) as threads:
+    threads = futures.ThreadPoolExecutor(workers)
+    try:
         for item in items:
             if not item['url']:
                 submit(item, item)
@@ -738,17 +742,21 @@ def process_all(items, cfg, workers, bar):
             job.result()
         for pool in pools:
             pool.shutdown(wait=False)
+    finally:
+        threads.shutdown(wait=False, cancel_futures=True)              # after Ctrl-C or a full disk, what waits stays undone
     return rows, refusals == 3
 
 # ----------------------------------------------------------------------------------------------------------------------
 # finalise: all shards -> the arrays; deterministic, meta.json last
 
 def split_of(keys, val_fraction, test_fraction):
-    """{key: split} by a hash of each key: nobody moves when a video is added. A small set lends val and test one video each."""
+    """{key: split} by a hash of each key: nobody moves when a video is added. A small set lends val and test one video each, but never its last."""
     share = {k: int(hashlib.sha256(k.encode()).hexdigest()[:8], 16) / 2 ** 32 for k in sorted(keys)}
     split = {k: 'test' if u < test_fraction else 'val' if u < test_fraction + val_fraction else 'train' for k, u in share.items()}
+    if split and 'train' not in split.values():
+        split[max(split, key=share.get)] = 'train'
     for want, fraction in ('val', val_fraction), ('test', test_fraction):
-        if fraction and want not in split.values() and len(split) >= 3:
+        if fraction and want not in split.values() and list(split.values()).count('train') >= 2 and len(split) >= 3:
             split[min((k for k in split if split[k] == 'train'), key=share.get)] = want
     return split
 
@@ -772,7 +780,10 @@ class Output:
 def write_whole(path, data):
     """bytes -> path, whole or not at all."""
     part = Path(f'{path}.part{os.getpid()}')
-    part.write_bytes(data)
+    with open(part, 'wb') as f:
+        f.write(data)
+        f.flush()
+        os.fsync(f.fileno())
     os.replace(part, path)
 
 def npy_header(dtype, n):

@@ -325,6 +325,33 @@ def test_kill_and_resume_give_the_same_bytes(videos, finished, tmp_path):
     again = run('--check', *args(tmp_path))
     assert again.returncode == 0
 
+def test_ctrl_c_ends_at_once_and_the_same_command_goes_on(videos, finished, tmp_path):
+    for n in range(80):                                                # work for a while
+        shutil.copy(videos / 'v0.mp4', tmp_path / f'w{n}.mp4')
+        with open(tmp_path / f'w{n}.mp4', 'ab') as f:
+            f.write(n.to_bytes(4, 'big'))
+        shutil.copy(videos / 'v0.vtt', tmp_path / f'w{n}.vtt')
+    process = subprocess.Popen([sys.executable, ROOT / 'prepare.py', videos, tmp_path, *args(tmp_path, '--workers=1')], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    while not list((tmp_path / 'data/set/shards').glob('*/*.shard')):
+        time.sleep(.02)
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=20)
+    assert process.returncode == 130 and 'run the same command again' in out and len(list((tmp_path / 'data/set/shards').glob('*/*.shard'))) < 86
+    assert run(videos, *args(tmp_path / 'again')).returncode == 0 and hashes(tmp_path / 'again/data/set') == hashes(finished)
+    assert run(videos, tmp_path, *args(tmp_path)).returncode == 0 and len(rows_of(tmp_path / 'data/set')) == 86
+
+def test_a_list_that_is_no_recipe_is_one_line(tmp_path):
+    (tmp_path / 'list.jsonl').write_text('{"image": "a.png", "caption": "a"}')
+    done = run(tmp_path / 'list.jsonl', *args(tmp_path))
+    assert done.returncode == 1 and '--pairs' in done.stderr and 'Traceback' not in done.stderr
+
+def test_a_small_set_always_has_something_to_train_on():
+    for n in range(2000):
+        keys = [f'{n}-{i}' for i in range(1 + n % 6)]
+        split = prepare.split_of(keys, .3, .3)
+        assert set(split) == set(keys) and 'train' in split.values()
+    assert prepare.split_of([], .1, .1) == {}
+
 def test_more_videos_are_added_later(videos, finished, tmp_path):
     three = [videos / f'v{n}.mp4' for n in range(3)]
     assert run(*three, *args(tmp_path)).returncode == 0
