@@ -174,7 +174,11 @@ class Attention(nn.Module):
     def forward(self, x, mask):
         B, L, D = x.shape
         q, k, v = self.qkv(x).view(B, L, 3, self.n_head, D // self.n_head).permute(2, 0, 3, 1, 4)         # (B, n_head, L, D / n_head)
-        x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        if q.dtype == torch.bfloat16 and q.device.type == 'cpu':       # there its backward pass takes six times as long as in float32 (torch 2.13)
+            with torch.autocast('cpu', enabled=False):
+                x = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=mask)
+        else:
+            x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         return self.proj(x.transpose(1, 2).reshape(B, L, D))
 
     def cls_row(self, x, mask):
