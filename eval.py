@@ -8,7 +8,8 @@
 Zero-shot retrieval both ways; masked words with the right picture, another one and none (the honest test that pictures are used); PSNR of
 painted patches; pictures from words alone and words from pictures alone. All on videos that training never saw, windows in the middle.
 """
-import json, math, sys, textwrap
+import glob, json, math, re, sys, textwrap
+from collections import Counter
 from pathlib import Path
 from typing import Literal
 import numpy as np
@@ -374,23 +375,30 @@ def curves(*_):
 # ----------------------------------------------------------------------------------------------------------------------
 # tables
 
+TABLE = ('i2t_r1', 't2i_r1', 'itm_i2t_r1', 'itm_t2i_r1', 'likelihood_i2t_r1', 'likelihood_t2i_r1', 'mlm_acc_right', 'mlm_acc_shuffled', 'alignment_bits',
+         'psnr_masked', 'psnr_from_words', 'colour_acc_from_words', 'keyword_precision_voted', 'keyword_precision_any')
+
 def compare(pattern):
-    """Runs that were evaluated -> a Markdown table: the knobs that differ (seeds are averaged), mean and sample deviation of each number."""
-    runs = [(json.loads((p.parent / 'config.json').read_text()), json.loads(p.read_text())) for p in sorted(Path().glob(f'{pattern}/eval.json'))]
-    if not runs:
+    """Runs that were evaluated -> a Markdown table, and table.json beside them: the knobs in which a run differs from most others, seeds together
+    (mean and sample deviation of each number)."""
+    paths = [Path(p).parent for p in sorted(glob.glob(f'{pattern}/eval.json'))]
+    if not paths:
         sys.exit(f'error: no {pattern}/eval.json; evaluate the runs first: python eval.py --run=out/<run>')
-    unlike = [k for k in runs[0][0] if k[0] != '_' and k not in ('out_dir', 'seed') and len({json.dumps(c.get(k)) for c, _ in runs}) > 1]
-    numbers = [k for k in ('i2t_r1', 't2i_r1', 'itm_i2t_r1', 'itm_t2i_r1', 'likelihood_i2t_r1', 'likelihood_t2i_r1', 'mlm_acc_right', 'mlm_acc_shuffled',
-                           'psnr_masked', 'psnr_from_words', 'colour_acc_from_words') if any(k in e for _, e in runs)]
+    configs = [{k: v for k, v in json.loads((p / 'config.json').read_text()).items() if k[0] != '_' and k not in ('out_dir', 'seed')} for p in paths]
+    usual = {k: Counter(json.dumps(c.get(k)) for c in configs).most_common(1)[0][0] for k in configs[0]}
     groups = {}
-    for c, e in runs:
-        groups.setdefault(tuple(str(c.get(k)) for k in unlike), []).append(e)
+    for path, c in zip(paths, configs):
+        unlike = {k: v for k, v in c.items() if json.dumps(v) != usual.get(k)}
+        groups.setdefault(json.dumps(unlike), []).append((path.name, json.loads((path / 'eval.json').read_text())))
+    rows = [dict(run=re.sub(r'-\d+$', '', runs[0][0]), differs=json.loads(unlike), seeds=len(runs),
+                 **{k: [e[k] for _, e in runs if k in e] for k in TABLE}) for unlike, runs in groups.items()]
+    shown = [k for k in TABLE if any(r[k] for r in rows)]
     def cell(values):
-        spread = f' ± {np.std(values, ddof=1):.3f}' if len(values) > 1 else ''
-        return f'{np.mean(values):.3f}{spread}' if values else ''
-    lines = [[*unlike, 'seeds', *numbers], ['---'] * (len(unlike) + 1 + len(numbers))]
-    lines += [[*key, str(len(es)), *(cell([e[k] for e in es if k in e]) for k in numbers)] for key, es in groups.items()]
+        return (f'{np.mean(values):.3f}' + (f' ± {np.std(values, ddof=1):.3f}' if len(values) > 1 else '')) if values else ''
+    lines = [['run', 'what differs', 'seeds', *shown], ['---'] * (3 + len(shown))]
+    lines += [[r['run'], ', '.join(f'{k}={v}' for k, v in r['differs'].items()), str(r['seeds']), *(cell(r[k]) for k in shown)] for r in rows]
     print(*('| ' + ' | '.join(line) + ' |' for line in lines), sep='\n')
+    (Path(pattern).parent / 'table.json').write_text('[' + ',\n '.join(json.dumps({k: v for k, v in r.items() if v != []}) for r in rows) + ']\n')
 
 # ----------------------------------------------------------------------------------------------------------------------
 

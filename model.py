@@ -680,9 +680,22 @@ def sentence(tokens, pad):
     weights = torch.arange(1, tokens.shape[1] + 1, device=tokens.device) * 2654435761 + 97
     return ((tokens + 1) * (tokens + 7) * weights * ~pad).sum(1).abs()
 
+class Gather(torch.autograd.Function):
+    """(n, ...) of every rank -> (ranks * n, ...), in rank order; a rank's gradient is the sum of what all ranks say of its rows."""
+    @staticmethod
+    def forward(ctx, x):
+        every = [torch.empty_like(x) for _ in range(torch.distributed.get_world_size())]
+        torch.distributed.all_gather(every, x.contiguous())
+        return torch.cat(every)
+
+    @staticmethod
+    def backward(ctx, grad):
+        grad = grad.contiguous()
+        torch.distributed.all_reduce(grad)
+        return grad.chunk(torch.distributed.get_world_size())[torch.distributed.get_rank()]
+
 def gather(x):
-    """(n, ...) of every rank -> (ranks * n, ...), in rank order, with gradients."""
-    return torch.cat(torch.distributed.nn.functional.all_gather(x)) if distributed() else x
+    return Gather.apply(x) if distributed() else x
 
 def compact_lookup(vocab):
     """vocab (V,) GPT-2 ids -> lookup (50257,): the compact id of each GPT-2 id, -1 if it has none."""
@@ -745,29 +758,37 @@ def load_vit(model, path):
     used = {*loaded, *(['patch_embed.proj.weight', 'patch_embed.proj.bias'] if 'patch_embed.weight' in loaded else [])}
     return loaded, sorted(set(state) - used)
 
-def flops(c, B=16):
-    """GFLOP per pair of a training step, forward, backward and teacher, counted without computing."""
+def cost(c, B=16):
+    """-> GFLOP per pair of a training step (forward, backward, teacher), MB per pair kept for the backward pass (float32); counted without computing."""
     from torch.utils.flop_counter import FlopCounterMode
+    kept = {}
+    def keep(x):
+        kept[x.untyped_storage()._cdata] = x.untyped_storage()
+        return x
     with torch.device('meta'):
         model, N, T = VLModel(c), c.n_patches, c.text_len
         batch = dict(patches=torch.empty(B, N, c.patch_size ** 2 * 3, dtype=torch.uint8), tokens=torch.empty(B, T, dtype=torch.long), video=torch.arange(B),
                      pad=torch.empty(B, T, dtype=torch.bool), noise_image=torch.empty(B, N), noise_text=torch.empty(B, T), noise_rate=torch.empty(B),
                      noise_itm=torch.empty(B, B))
         with FlopCounterMode(display=False) as counter:
-            model(batch)[0].backward()
-    return counter.get_total_flops() / B / 1e9
+            with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+                loss = model(batch)[0]
+            own = {p.untyped_storage()._cdata for p in [*model.parameters(), *model.buffers()]}
+            kept = sum(x.nbytes() for key, x in kept.items() if key not in own)
+            loss.backward()
+    return counter.get_total_flops() / B / 1e9, kept / B / 1e6
 
 if __name__ == '__main__':
     from configurator import ConfigError, parse
     reference = dict(image_size=256, full_size=256, vocab_size=30000, itm=1., psl=1., n_keywords=4000, distill=.4)
     try:
         c = parse(asdict(VLConfig()) | reference, sys.argv[1:])[0]
-        spent, off = 0., {o: 0. for o in ('mim', 'itc', 'itm', 'psl', 'distill') if c[o]}
-        for name in ['mlm', *off]:
-            off.pop(name, None)
-            total = flops(VLConfig(**c | off))
+        spent, off = 0., {o: 0. for o in ('mlm', 'mim', 'itc', 'itm', 'psl', 'distill') if c[o]}
+        for name in list(off):
+            off.pop(name)
+            total, kept = cost(VLConfig(**c | off))
             print(f'{total - spent:8.1f} GFLOP per pair for {name}' if spent else f'{total:8.1f} GFLOP per pair for {name} alone')
             spent = total
-        print(f'{spent:8.1f} GFLOP per pair in all')
+        print(f'{spent:8.1f} GFLOP per pair in all; {kept:.0f} MB of activations per pair are kept for the backward pass in float32, half of it in bfloat16')
     except (ValueError, ConfigError) as e:
         sys.exit(f'error: {e}')

@@ -8,7 +8,8 @@ Ctrl-C or a crash, then the same command: the run goes on from out_dir/latest.pt
 nothing random has a state: the order of the samples, their windows and their masks are a pure function of (seed, iteration, position).
 B samples, G x G stored patches per frame of which the model sees a window, T text tokens, N patches.
 """
-import json, math, os, signal, subprocess, sys, time, types, warnings
+import functools, json, math, mmap, os, resource, signal, subprocess, sys, time, types, warnings
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import asdict, fields
@@ -16,17 +17,20 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+import torch.utils.checkpoint
 from configurator import configure
-from model import VLConfig, VLModel, compact, compact_lookup, distributed, flops, load_vit
+from model import VLConfig, VLModel, compact, compact_lookup, cost, distributed, load_vit
 
 # I/O
 out_dir = 'out/run'              # latest.pt, best.pt, config.json, log.jsonl
 resume = True                    # go on from out_dir/latest.pt if it is there
 init_from = ''                   # start from the ViT of timm, MAE or DeiT in this .safetensors or .pth
 log_interval = 10                # iterations
-eval_interval = 200              # validation, then a checkpoint
+eval_interval = 200              # a checkpoint, then validation; 0: only a checkpoint at the end
 eval_iters = 8                   # batches of the validation losses
+keep_interval = 0                # also keep a checkpoint of its own every so many iterations
 best_by = 'val/loss'             # best.pt is kept by this entry of the log; more is better where it ends in r1
+count_flops: bool | None = None  # log TFLOP/s, and MFU where the peak is known; None: on CUDA only, since counting takes seconds
 wandb_project: str | None = None     # log there too
 # data
 dataset = 'scenes'               # data/<dataset>; several: a,b
@@ -80,6 +84,8 @@ seed = 0
 device = 'auto'                  # cuda, mps, cpu
 dtype = 'auto'                   # float32, bfloat16, float16; auto: bfloat16 on CUDA, float32 elsewhere
 compile: bool | None = None      # None: on CUDA only
+recompute = False                # activations of the blocks again in the backward pass: less memory, a third more time
+prefetch = 3                     # batches read ahead
 deterministic = False            # the same bits on CUDA as well, slower
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -101,8 +107,9 @@ def open_split(path, split):
     n, grid = meta['counts'][split], (meta['image_size'] // meta['patch_size']) ** 2
     def array(name, dtype, *shape):
         return np.memmap(path / f'{split}_{name}.bin', dtype, 'r', shape=shape) if math.prod(shape) else np.zeros(shape, dtype)
+    patches = array('patches', np.uint8, n['frames'], grid, meta['patch_size'] ** 2 * 3)
     return types.SimpleNamespace(
-        path=path, meta=meta, patches=array('patches', np.uint8, n['frames'], grid, meta['patch_size'] ** 2 * 3),
+        path=path, meta=meta, patches=patches, beyond_memory=patches.nbytes > .8 * os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE'),
         tokens=array('tokens', np.uint16, n['tokens']), times=array('times', np.uint32, n['tokens']),
         **{a: np.load(path / f'{split}_{a}.npy', allow_pickle=False) for a in ('frames', 'videos')})
 
@@ -190,7 +197,7 @@ def get_batch(sets, c, it, first, count, total, training=True):
     T, N, meta = c.text_len, c.n_patches, sets[0].meta
     noise_image, noise_text, u, noise_itm = np.split(draw_noise(sets[0].seed, it, first, count, N + T + 6 + count * c.has('itm')), [N, N + T, N + T + 6], 1)
     free = (meta['image_size'] - c.image_size) // meta['patch_size'] + 1                       # places for the window, per side
-    batch = dict(raw=np.empty((count, *sets[0].patches.shape[1:]), np.uint8), tokens=np.empty((count, T), np.int64), pad=np.empty((count, T), bool),
+    batch = dict(raw=torch.empty((count, *sets[0].patches.shape[1:]), dtype=torch.uint8, pin_memory=torch.cuda.is_available()), tokens=np.empty((count, T), np.int64), pad=np.empty((count, T), bool),
                  video=np.empty(count, np.int64), ids=np.empty(count, np.int64), noise_image=noise_image, noise_text=noise_text, noise_rate=u[:, 5],
                  noise_itm=noise_itm,
                  offset=(u[:, 3:5] * free).astype(np.int64) if training else np.full((count, 2), (free - 1) // 2))
@@ -201,10 +208,20 @@ def get_batch(sets, c, it, first, count, total, training=True):
         ids = sample_ids(data, it * int(mine.sum()) + int(mine[:first].sum()), len(at))
         start, length = text_spans(data, ids, T, context_s, u[at, :3] if training else None)
         batch['tokens'][at], batch['pad'][at] = read_words(data, start, length, T)
-        sort = np.argsort(ids)                                         # read in the order of the disk
-        batch['raw'][at[sort]] = data.patches[ids[sort]]
+        raw = batch['raw'].numpy() if len(sets) == 1 else np.empty((len(at), *batch['raw'].shape[1:]), np.uint8)
+        read_rows(data, ids, raw)
+        if len(sets) > 1:
+            batch['raw'].numpy()[at] = raw
         batch['video'][at], batch['ids'][at] = data.frames['video'][ids].astype(np.int64) + (d << 32), ids
-    return {k: torch.from_numpy(np.ascontiguousarray(v)) for k, v in batch.items()}
+    return {k: v if k == 'raw' else torch.from_numpy(np.ascontiguousarray(v)) for k, v in batch.items()}
+
+def read_rows(data, ids, out):
+    """Frames `ids` into out (n, G * G, p * p * 3): whole rows, copied once."""
+    if data.beyond_memory and hasattr(mmap, 'MADV_WILLNEED'):          # announce them all first: the disk then reads many at a time, in its own order
+        row, page = data.patches[0].nbytes, mmap.PAGESIZE
+        for i in ids.tolist():
+            data.patches._mmap.madvise(mmap.MADV_WILLNEED, i * row // page * page, row + page)
+    np.take(data.patches.view(np.ndarray), ids, axis=0, out=out, mode='clip')                  # clip: or numpy copies twice
 
 def mixture(n_sets, total):
     """Which data set each position of a global batch belongs to (total,): by dataset_weights, evenly interleaved."""
@@ -215,10 +232,7 @@ def mixture(n_sets, total):
 
 def to_device(batch, meta, c, device):
     """Host batch -> model.forward's batch: bytes over the bus, window and regrouping on the device."""
-    if device.type == 'cuda':
-        batch = {k: v.pin_memory().to(device, non_blocking=True) for k, v in batch.items()}
-    else:
-        batch = {k: v.to(device) for k, v in batch.items()}
+    batch = {k: v.to(device, non_blocking=True) for k, v in batch.items()}
     return batch | dict(patches=window_patches(batch.pop('raw'), batch.pop('offset'), meta, c))
 
 EVAL_SEED = 2 ** 32 - 1                                                # the same validation batches and masks, whatever the seed
@@ -389,6 +403,12 @@ def configure_optimizers(model, fused):
     adamw = torch.optim.AdamW(groups, lr=learning_rate, betas=(beta1, beta2), fused=fused)
     return [adamw, Muon(blocks, learning_rate, weight_decay)] if blocks else [adamw]
 
+def snapshot(x):
+    """A copy of a state in memory, which a later step cannot change."""
+    if isinstance(x, dict):
+        return {k: snapshot(v) for k, v in x.items()}
+    return [snapshot(v) for v in x] if isinstance(x, list) else x.detach().to('cpu', copy=True) if torch.is_tensor(x) else x
+
 def save_checkpoint(path, **state):
     """Whole or not at all: written beside, flushed, renamed. A full disk costs this checkpoint, not the former one and not the run."""
     part = Path(f'{path}.part{os.getpid()}')
@@ -414,6 +434,19 @@ def load_checkpoint(path, c):
     changed = [f'{k} {v!r} -> {config[k]!r}' for k, v in checkpoint['config'].items() if config.get(k) != (tuple(v) if isinstance(v, list) else v)]
     print(f"going on from {path} at iteration {checkpoint['iter_num']}" + (f"; changed since: {', '.join(changed)}" if changed else ''))
     return checkpoint
+
+PEAK = dict(B200=2250, H200=989, H100=989, A100=312, L40S=362, L4=121, V100=125, MI300X=1307) | {'RTX 4090': 165, 'RTX 3090': 71}  # dense TFLOP/s, 16 bit
+
+def peak_of(dev):
+    """The data sheet's TFLOP/s of this device, None if it is not known."""
+    name = torch.cuda.get_device_name(dev) if dev.type == 'cuda' else ''
+    return next((tflops for key, tflops in PEAK.items() if key in name), None)
+
+def memory_gb(dev):
+    """The most that was in use so far: of the GPU, or of this process."""
+    if dev.type == 'cuda':
+        return torch.cuda.max_memory_allocated(dev) / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024) / 1e9
 
 def not_finite(values, names, first, sets, c, total):
     """A loss is NaN or infinite: say which, when and on which samples, and end."""
@@ -498,15 +531,18 @@ def main():
                 f.write(json.dumps(entry) + '\n')
             if wandb_project:
                 wandb.log(entry, step=entry['iter'])
-    def checkpoint_to(name):
+    writer, writing = ThreadPoolExecutor(1), []
+    def checkpoint_to(name):                                           # copied now, written behind the next steps, one at a time
         if rank == 0:
-            save_checkpoint(out / name, model=model.state_dict(), optimizers=[o.state_dict() for o in optimizers], model_config=asdict(c),
-                            iter_num=it, best=best, config={k: v for k, v in config.items() if k[0] != '_'})
+            state = snapshot(dict(model=model.state_dict(), optimizers=[o.state_dict() for o in optimizers]))
+            [writing.pop().result() for _ in writing[:]]
+            writing.append(writer.submit(save_checkpoint, out / name, **state, model_config=asdict(c), iter_num=it, best=best,
+                                         config={k: v for k, v in config.items() if k[0] != '_'}))
 
     # what is about to happen
     total, n_frames = batch_size * gradient_accumulation_steps * world, sum(len(d.usable) for d in sets)
+    gflop, peak = cost(c)[0] if tflop_budget or count_flops or count_flops is None and dev.type == 'cuda' else None, peak_of(dev)
     if tflop_budget:
-        gflop = flops(c)
         globals()['max_iters'] = round(tflop_budget * 1e3 / gflop / total)
         say(f'{tflop_budget:g} TFLOP at {gflop:.2f} GFLOP per pair: {max_iters} steps')
     say(f'{dataset}: {n_frames} training frames with words, vocabulary {len(vocab)}, ' + (f'{sum(len(d.usable) for d in val_sets)} frames for validation'
@@ -517,19 +553,23 @@ def main():
     chance = dict(mlm=math.log(len(vocab)), mim=1., itc=math.log(batch_size * world + c.queue_size), itm=math.log(2))
     say('chance: ' + ', '.join(f'{k} {v:.3f}' for k, v in chance.items() if c.has(k)))
 
-    # the next batch is read while this one is computed
-    reader = ThreadPoolExecutor(1)
-    def read(it, micro):
-        return reader.submit(get_batch, sets, c, it, (micro * world + rank) * batch_size, batch_size, total)
+    # the next batches are read while this one is computed
+    reader, n_micro = ThreadPoolExecutor(1), gradient_accumulation_steps
+    def read(j):                                                       # of the j-th micro-step since iteration 0
+        host = get_batch(sets, c, j // n_micro, (j % n_micro * world + rank) * batch_size, batch_size, total)
+        return {k: v.pin_memory() for k, v in host.items()} if dev.type == 'cuda' else host
     def wrap(module):
         return torch.nn.parallel.DistributedDataParallel(module, device_ids=[local] if dev.type == 'cuda' else None) if world > 1 else module
+    if recompute:
+        for block in model.blocks:
+            block.forward = functools.partial(torch.utils.checkpoint.checkpoint, block.forward, use_reentrant=False)
     step_model = wrap(model)
     if compile or compile is None and dev.type == 'cuda':
         warnings.filterwarnings('ignore', message='Dynamo detected a call to a `functools.lru_cache`')
         try:
             compiled = wrap(torch.compile(model))
             with autocast():
-                compiled(to_device(read(start, 0).result(), meta, c, dev))[0].backward()
+                compiled(to_device(read(start * n_micro), meta, c, dev))[0].backward()
             step_model = compiled
         except Exception as e:                                         # no compiler on this machine, or one that fails
             say(f'torch.compile failed ({type(e).__name__}: {str(e)[:100]}); going on without')
@@ -538,13 +578,14 @@ def main():
     for s in signal.SIGINT, signal.SIGTERM:
         signal.signal(s, lambda *_: stop.append(1) if not stop else os._exit(130))
 
-    it, upcoming, history = start, read(start, 0), []                  # history: losses of the steps since the last line of the log
+    it, history = start, []                                            # losses of the steps since the last line of the log
+    upcoming = deque(reader.submit(read, start * n_micro + i) for i in range(prefetch))
     waited, mark, began = 0.0, time.perf_counter(), time.perf_counter()
     while True:
-        if it % eval_interval == 0 or it >= max_iters:
+        if it >= max_iters or eval_interval and it % eval_interval == 0:
             if it > start:
                 checkpoint_to('latest.pt')                             # first: a validation that fails loses nothing
-            if val_sets:
+            if val_sets and eval_interval:
                 entry = dict(iter=it) | validate(model, val_sets, c, dev, autocast)
                 log(entry)
                 say(f'iter {it}: ' + ', '.join(f'{k} {v:.4f}' for k, v in entry.items() if k.count('/') == 1))
@@ -560,16 +601,15 @@ def main():
         for group in sum((o.param_groups for o in optimizers), []):
             group['lr'] = get_lr(it)
         losses = []
-        for micro in range(gradient_accumulation_steps):
-            last = micro == gradient_accumulation_steps - 1
+        for micro in range(n_micro):
             asked = time.perf_counter()
-            host = upcoming.result()
+            host = upcoming.popleft().result()
             waited += time.perf_counter() - asked
-            upcoming = read(it + last, 0 if last else micro + 1)
+            upcoming.append(reader.submit(read, it * n_micro + micro + prefetch))
             batch = to_device(host, meta, c, dev)
-            with step_model.no_sync() if world > 1 and not last else nullcontext(), autocast():
+            with step_model.no_sync() if world > 1 and micro < n_micro - 1 else nullcontext(), autocast():
                 loss, terms = step_model(batch)
-            scaler.scale(loss / gradient_accumulation_steps).backward()
+            scaler.scale(loss / n_micro).backward()
             losses.append(torch.stack([loss.detach(), *terms.values()]))
         for optimizer in optimizers:
             scaler.unscale_(optimizer)
@@ -581,9 +621,11 @@ def main():
         model.follow(it)
         history.append(torch.cat([torch.stack(losses).mean(0), norm[None]]))
         it += 1
+        if keep_interval and it % keep_interval == 0:
+            checkpoint_to(f'iter_{it:06d}.pt')
 
         # a line of the log
-        if it % log_interval == 0 or it % eval_interval == 0 or it >= max_iters or stop and world == 1:
+        if it % log_interval == 0 or eval_interval and it % eval_interval == 0 or it >= max_iters or stop and world == 1:
             values, names = torch.stack(history).float(), ['loss', *terms, 'grad_norm']
             if world > 1:                                              # all ranks stop together, if one is told to
                 values = torch.cat([values, values.new_full((len(values), 1), float(bool(stop)))], 1)
@@ -594,18 +636,23 @@ def main():
             if not values.isfinite().all():
                 not_finite(values, names, it - len(values), sets, c, total)
             took, n = time.perf_counter() - mark, len(values)
+            timing = dict(pairs_per_s=n * total / took, ms=1000 * took / n, wait=waited / took, memory_gb=memory_gb(dev))
+            if gflop:
+                timing |= dict(tflop_per_s=gflop * timing['pairs_per_s'] / 1e3) | (dict(mfu=gflop * timing['pairs_per_s'] / 1e3 / world / peak) if peak else {})
             for i, row in zip(range(it - n, it), values.tolist()):
-                timing = dict(pairs_per_s=n * total / took, ms=1000 * took / n, wait=waited / took) if i == it - 1 else {}
-                log(dict(iter=i) | dict(zip(names, row)) | dict(lr=get_lr(i)) | timing)
+                log(dict(iter=i) | dict(zip(names, row)) | dict(lr=get_lr(i)) | (timing if i == it - 1 else {}))
             left = int((max_iters - it) * took / n)
             say(f'iter {it}/{max_iters} | ' + ' '.join(f'{k} {v:.3f}' for k, v in zip(names, values.mean(0).tolist()) if '/' not in k) +
-                f' | lr {get_lr(it - 1):.1e} | {n * total / took:.0f} pairs/s, {100 * waited / took:.1f} % waiting for data'
-                f' | ETA {left // 3600}:{left // 60 % 60:02d}:{left % 60:02d}')
+                f" | lr {get_lr(it - 1):.1e} | {timing['ms']:.0f} ms, {timing['pairs_per_s']:.0f} pairs/s, " +
+                (f"{timing['tflop_per_s']:.3g} TFLOP/s, " if gflop else '') + (f"MFU {100 * timing['mfu']:.1f} %, " if 'mfu' in timing else '') +
+                f"{100 * timing['wait']:.1f} % waiting for data, {timing['memory_gb']:.2f} GB | ETA {left // 3600}:{left // 60 % 60:02d}:{left % 60:02d}")
             history, waited, mark = [], 0.0, time.perf_counter()
             if stop:
                 checkpoint_to('latest.pt')
+                writer.shutdown()
                 say(f'stopped at iteration {it}; the same command goes on from there')
                 sys.exit(130)
+    writer.shutdown()                                                  # waits for what is still being written
     say(f'done: {it - start} iterations in {(time.perf_counter() - began) / 60:.1f} minutes. Next: python eval.py --run={out_dir}')
     if world > 1:
         torch.distributed.destroy_process_group()

@@ -1,21 +1,65 @@
 #!/usr/bin/env bash
-# Every preset on the embedded set at equal counted compute -> a table. Run it again after Ctrl-C: finished arms are kept, the others go on.
-#   bash runs/ablations.sh                       one seed, 10 TFLOP per arm
-#   TFLOP=26 SEEDS="0 1 2" bash runs/ablations.sh
-#   bash runs/ablations.sh "full clip" "--itm=0 --psl=0"      only these presets, and these changes of the full recipe
+# What each part is worth: presets, and changes of the full recipe, at equal counted compute on the embedded set -> out/ablations/table.md, table.json.
+#   bash runs/ablations.sh                                      about 100 minutes on 2 CPU cores; Ctrl-C and again: it goes on
+#   TFLOP=80 SEEDS="0 1 2 3 4" MODEL="--n_embd=128 --n_head=4" bash runs/ablations.sh
+#   bash runs/ablations.sh "mask6: --mask_rate=.6" "joint: --parts=joint:1"          only these changes of the full recipe
+# Presets choose their learning rate among LRS by validation, with the first seed; changes of the full recipe take the one of full.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/env.sh"
+: "${TFLOP:=8}" "${SEEDS:=0 1 2}" "${LRS:=2e-3 4e-3 8e-3}" "${MODEL:=--n_embd=96 --n_head=3}" "${DTYPE:=auto}" "${DATA:=config/demo.py}" "${OUT:=out/ablations}"
+first=${SEEDS%% *}
+truth=data/scenes/videos/truth
 [ -f data/scenes/meta.json ] || { python data/scenes/prepare.py; python prepare.py data/scenes/videos --dataset=scenes --image_size=64 --patch_size=8; }
-presets=${1:-"clip flip vilt m3ae albef simla amm full"}
-shift || true
-arm() { # name, flags...
-    local out="out/ablations/$1"
-    [ -f "$out/eval.json" ] && return
-    python train.py config/demo.py "${@:2}" --out_dir="$out" --tflop_budget="${TFLOP:-10}" --eval_interval=100000 --warmup_iters=50
-    python eval.py --run="$out" --checkpoint=latest --truth=data/scenes/videos/truth --tasks=retrieval,words,patches
+
+learn() { # folder, flags...: trained and evaluated, unless it already is
+    [ -f "$1/eval.json" ] && return
+    # shellcheck disable=SC2086
+    python train.py "$DATA" $MODEL --batch_size=64 --warmup_iters=50 --dtype="$DTYPE" --tflop_budget="$TFLOP" --eval_interval=1000000 "${@:2}" --out_dir="$1"
+    python eval.py --run="$1" --checkpoint=latest --truth="${TRUTH-$truth}" --candidates=500 --tasks=retrieval,words,patches,keywords
 }
-for seed in ${SEEDS:-0}; do
-    for preset in $presets; do arm "$preset-$seed" "config/$preset.py" --seed="$seed"; done
-    for flags in "$@"; do arm "full$(tr -c 'a-z0-9\n' _ <<<"$flags")-$seed" config/full.py $flags --seed="$seed"; done
-done
-python eval.py --table='out/ablations/*' | tee out/ablations/table.md
+best() { # folders -> the one with the best last validation: R@1, or the loss where nothing is ranked
+    python -c 'import json, sys
+def last(folder): return json.loads(open(folder + "/log.jsonl").read().splitlines()[-1])
+def score(e): return e.get("val/i2t_r1", 0) + e.get("val/t2i_r1", 0) or -e["val/loss"]
+print(max(sys.argv[1:], key=lambda f: score(last(f))))' "$@"
+}
+arm() { # name, flags...: the learning rate, then the other seeds
+    for lr in $LRS; do learn "$OUT/sweep/$1-$lr" "${@:2}" --seed="$first" --learning_rate="$lr"; done
+    local won
+    won=$(basename "$(for lr in $LRS; do echo "$OUT/sweep/$1-$lr"; done | xargs bash -c 'best "$@"' _)")
+    ln -sfn "sweep/$won" "$OUT/$1-$first"
+    for seed in ${SEEDS#"$first"}; do learn "$OUT/$1-$seed" "${@:2}" --seed="$seed" --learning_rate="${won#"$1"-}"; done
+}
+change() { # name, seeds, flags...: of the full recipe
+    for seed in $2; do learn "$OUT/$1-$seed" config/full.py "${@:3}" --seed="$seed" --learning_rate="$(basename "$(readlink "$OUT/full-$first")" | cut -d- -f2-)"; done
+}
+export -f best
+
+mkdir -p "$OUT/sweep"
+arm full config/full.py
+if [ $# -gt 0 ]; then
+    for it in "$@"; do change "${it%%:*}" "$SEEDS" ${it#*:}; done
+else
+    arm clip config/clip.py
+    for seeds in "$first" "${SEEDS#"$first"}"; do # one seed of everything first
+        change no_amm "$seeds" --parts=xmm_text:1,xmm_image:1
+        change no_xmm "$seeds" --parts=amm_text:1,amm_image:1
+        change no_itm "$seeds" --itm=0
+        change no_psl "$seeds" --psl=0
+        change no_mim "$seeds" --mim=0
+    done
+    for name in simla amm vilt m3ae; do arm $name config/$name.py; done
+    # of 16 samples, 8 with masked words: so many of them fully (1 in full); and of the 8 with removed patches likewise
+    change text_0 "$first" --parts=xmm_text:8,xmm_image:7,amm_image:1
+    change text_4 "$first" --parts=xmm_text:4,amm_text:4,xmm_image:7,amm_image:1
+    change text_6 "$first" --parts=xmm_text:2,amm_text:6,xmm_image:7,amm_image:1
+    change image_0 "$first" --parts=xmm_text:7,amm_text:1,xmm_image:8
+    change image_4 "$first" --parts=xmm_text:7,amm_text:1,xmm_image:4,amm_image:4
+    change image_6 "$first" --parts=xmm_text:7,amm_text:1,xmm_image:2,amm_image:6
+    change joint_all "$first" --n_unimodal=0
+    change joint_half "$first" --n_unimodal=3
+    change itc3 "$first" --itc=3
+    change clean "$first" --parts=clean:8,xmm_text:3,xmm_image:3,amm_text:1,amm_image:1
+    change no_distill "$first" --distill=0
+fi
+python eval.py --table="$OUT/*-[0-9]" | tee "$OUT/table.md"

@@ -1,5 +1,6 @@
 # Sourced by the other recipes: into the repository, a virtual environment in .venv (or the one that is active), the packages of requirements.txt.
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+if [ "${INSTALL:-yes}" = no ]; then return; fi # INSTALL=no: what is there will do
 if [ -z "${VIRTUAL_ENV:-}" ]; then
     [ -x .venv/bin/python ] || "${PYTHON:-python3}" -m venv .venv
     . .venv/bin/activate
