@@ -15,6 +15,7 @@ pad is 1 where there is no token.
 """
 import copy, functools, math, pickle, sys
 from dataclasses import asdict, dataclass
+from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn as nn
@@ -241,6 +242,29 @@ class Predictor(nn.Module):
             pad = F.pad(pad, (0, N))
         return self.head(self.norm(run(self.blocks, x, pad)[:, -N:]))
 
+HIGH = 'xmm_text', 'amm_text', 'clean'                                 # parts with (nearly) whole pictures: keep_hi
+
+class Shown(NamedTuple):
+    """What a batch shows and hides, by part: its n rows of the batch."""
+    at: dict                       # {part: positions in the batch (n,)}
+    x: dict                        # normalised patches (n, N, P)
+    keep: dict                     # which of them stay (n, K)
+    tokens: dict                   # whole words (n, T)
+    pad: dict                      # (n, 1 + T), where [CLS] is never padding
+    hidden: dict                   # of parts that fill in words: tokens with [MASK] (n, T), slots (n, S), used (n, S), targets (n, S)
+    clean: list                    # parts whose whole words are read
+    contrast: list                 # parts that itc compares: their pictures and whole words
+    match: list                    # parts that itm judges: whole words with (nearly) whole pictures
+    salient: list                  # parts that psl asks for keywords: where fused whole words are looked at
+
+def join(by_part, names):
+    """Rows of several parts, one part after the other."""
+    return torch.cat([by_part[p] for p in names])
+
+def split(rows, names, at):
+    """The inverse of join -> {part: rows}."""
+    return dict(zip(names, rows.split([len(at[p]) for p in names])))
+
 class VLModel(nn.Module):
     def __init__(self, config, vocab=None, word_start=None, pixel_mean=(.5, .5, .5), pixel_std=(.25, .25, .25), keyword=None):
         """vocab (V,) the GPT-2 id of each token, word_start (V + 2,) whether it starts a word, keyword (V,) its class for psl or -1."""
@@ -375,95 +399,110 @@ class VLModel(nn.Module):
         """All passes and objectives of one batch -> (loss, {name: detached scalar}).
 
         batch: patches (B, N, P) uint8, tokens (B, T), pad (B, T) bool, video (B,) ids, and uniform noise in [0, 1): noise_image (B, N),
-        noise_text (B, T), noise_rate (B,), with itm noise_itm (B, B). Parts of the same shape share a pass: pictures at keep_hi; pictures at
-        keep_lo; words; words with a picture at keep_hi; words with a picture at keep_lo; words alone through the joint layers."""
-        c, N = self.config, batch['patches'].shape[1]
-        at = part_rows(c, len(batch['tokens']), batch['tokens'].device)                        # {part: its positions in the batch}
-        mlm, mim, itc, itm, psl = (c.has(o) for o in OBJECTIVES)
-        def of(*names): return [p for p in names if p in at]
-        def rows(x, names): return torch.cat([x[at[p]] for p in names])
-        def split(x, names): return dict(zip(names, x.split([len(at[p]) for p in names])))
-        x, every = self.normalise(batch['patches']), of(*PARTS)
-        contrast = of('xmm_text', 'amm_text', 'clean', 'xmm_image', 'joint', 'amm_image') * itc
-        match = of('xmm_text', 'amm_text', 'clean') * itm              # whole words with (nearly) whole pictures: matched, or re-paired
-        salient = (match or of('xmm_image')) * psl                     # where the attention of fused whole words is looked at
-        pad, tokens = split(F.pad(rows(batch['pad'], every), (1, 0)), every), split(rows(batch['tokens'], every), every)     # [CLS] is never padding
-        hidden = {p: self.hide_words(p, tokens[p], pad[p][:, 1:], batch['noise_text'][at[p]], batch['noise_rate'][at[p]])
-                  for p in of('xmm_text', 'amm_text', 'joint', 'text_only') * mlm}
-        ids_keep = {}
-        for keep, names in (c.keep_hi, of('xmm_text', 'amm_text', 'clean')), (c.keep_lo, of('xmm_image', 'joint', 'image_only', *['amm_image'] * itc)):
-            if names:
-                ids_keep |= split(rows(batch['noise_image'], names).argsort(1)[:, :max(1, round(N * keep))], names)
-        clean = [p for p in every if p in contrast + match + salient + ['xmm_image', 'amm_image'] * mim]         # whose whole words are read
-
-        def alone(m):
-            """Unimodal states by model m: image[part] (n, 1 + K, D), whole words and hidden words [part] (n, 1 + T, D)."""
-            image = {}
-            for names in [p for p in ids_keep if p in ('xmm_text', 'amm_text', 'clean')], [p for p in ids_keep if p not in ('xmm_text', 'amm_text', 'clean')]:
-                if names:
-                    image |= split(m.unimodal(m.embed_image(rows(x, names), torch.cat([ids_keep[p] for p in names]))), names)
-            if not clean and not hidden:
-                return image, {}, {}
-            states = m.unimodal(m.embed_text(torch.cat([tokens[p] for p in clean] + [hidden[p][0] for p in hidden])), torch.cat([pad[p] for p in [*clean, *hidden]]))
-            n = sum(len(at[p]) for p in clean)
-            return image, split(states[:n], clean), split(states[n:], list(hidden))
-        def embeddings(m, image, whole):
-            return (torch.cat([m.embedding(image[p], m.image_proj) for p in contrast]), torch.cat([m.embedding(whole[p], m.text_proj, pad[p]) for p in contrast]))
-        image, whole, masked = alone(self)
-        losses, z, soft = {}, embeddings(self, image, whole) if contrast else None, {}         # a batch too small for every part may lack some losses
-        if self.teacher is not None:
+        noise_text (B, T), noise_rate (B,), with itm noise_itm (B, B). Four steps: what each part shows and hides; the layers within a modality; the
+        joint layers; the objectives on their states. Parts of one shape share a pass, so there are at most six shapes, whatever is in a batch."""
+        c, s = self.config, self.show(batch)
+        image, whole, masked = self.alone(s)
+        z = self.embeddings(s, image, whole) if s.contrast else None
+        if self.teacher is not None:                                   # it sees the same patches and the same masked words
             with torch.no_grad():
-                taught = alone(self.teacher)
-                taught_z = embeddings(self.teacher, *taught[:2]) if contrast else None
+                taught_image, taught_whole, taught_masked = self.teacher.alone(s)
+                taught_z = self.teacher.embeddings(s, taught_image, taught_whole) if s.contrast else None
 
-        # joint layers: text[part], picture[part] normalised, before[part] the last layer. One call for each shape
-        words, pictures = {p: masked.get(p, whole.get(p)) for p in at}, dict(image)            # a part shows its masked words where it fills them in
+        # a part shows its masked words where it fills them in; itm has rows of its own: pairs as they are, and re-paired ones
         ids = torch.stack([batch['video'], sentence(batch['tokens'], batch['pad'])])           # (2, B): neither of these may be a negative
-        if match:
-            i = torch.cat([at[p] for p in match])
-            z_image, z_text = (torch.cat([split(z_, contrast)[p] for p in match]).detach() for z_ in z) if contrast else (None, None)
-            similar = self.logit_scale.detach().exp().clamp(max=100) * z_text @ z_image.T if contrast else torch.zeros(len(i), len(i), device=i.device)
-            alike = (ids[:, i, None] == ids[:, None, i]).any(0)
-            neg_image, neg_text, possible = self.negatives(similar, alike, batch['noise_itm'][i][:, i])
-            whole_m, image_m, pad_m = (torch.cat([d[p] for p in match]) for d in (whole, image, pad))
-            own = torch.arange(len(i), device=i.device)                # every second pair gets another picture, the others get other words
-            other_words, other_image = torch.where(own % 2 == 0, own, neg_text), torch.where(own % 2 == 0, neg_image, own)
-            words |= dict(match=whole_m, mismatch=whole_m[other_words])
-            pictures |= dict(match=image_m, mismatch=image_m[other_image])
-            pad |= dict(match=pad_m, mismatch=pad_m[other_words])
-        text, picture, before = {}, {}, {}
-        for names in (of('xmm_text', 'amm_text') * mlm + ['match', 'mismatch'] * bool(match), of('xmm_image') * (mim or bool(salient and not match)) + of('joint'),
-                      of('amm_image') * mim + of('text_only') * mlm, of('image_only') * mim):
+        words, pictures, pad = {p: masked.get(p, whole.get(p)) for p in s.at}, dict(image), dict(s.pad)
+        if s.match:
+            possible = self.re_pair(s, words, pictures, pad, whole, z, ids, batch['noise_itm'])
+        text, picture, before = self.joint(words, pictures, pad, [
+            [p for p in s.hidden if p in ('xmm_text', 'amm_text')] + ['match', 'mismatch'] * bool(s.match),
+            ['xmm_image'] * ('xmm_image' in s.at and (c.has('mim') or s.salient == ['xmm_image'])) + ['joint'] * ('joint' in s.at),
+            ['amm_image'] * ('amm_image' in s.at and c.has('mim')) + ['text_only'] * ('text_only' in s.hidden),
+            ['image_only'] * ('image_only' in s.at and c.has('mim'))])
+
+        losses = {}                                                    # a batch too small for every part may lack some
+        if s.hidden:
+            losses |= self.mlm_loss(text, s.hidden, self.soft_words(s, taught_masked, taught_image) if c.distill else {})
+        if c.has('mim') and {'xmm_image', 'joint', 'amm_image', 'image_only'} & set(s.at):
+            losses |= self.mim_loss(text, picture, pad, s.keep, s.x)
+        if s.contrast:
+            losses['itc'] = self.itc_loss(*z, torch.cat([ids[:, s.at[p]] for p in s.contrast], 1), taught_z if c.distill or c.queue_size else None)
+        if s.match:
+            losses['itm'] = self.itm_loss(text['match'], text['mismatch'], possible)
+        if s.salient:
+            votes = self.votes(before['match'] if s.match else join(before, s.salient), join(pad, s.salient))
+            cls, taught_cls, tokens = join(image, s.salient)[:, 0], join(taught_image, s.salient)[:, 0], join(s.tokens, s.salient)
+            losses['psl'] = self.psl_loss(cls, taught_cls, votes, tokens, join(pad, s.salient)[:, 1:])
+        loss = sum((getattr(c, name) * value for name, value in losses.items() if '/' not in name), batch['noise_rate'].new_zeros(()))
+        return loss, {name: value.detach() for name, value in losses.items()}
+
+    def show(self, batch):
+        """What each part of a batch shows, hides and is asked for -> Shown."""
+        c, at = self.config, part_rows(self.config, len(batch['tokens']), batch['tokens'].device)
+        def of(*names): return [p for p in names if p in at]
+        def rows(x): return {p: x[i] for p, i in at.items()}
+        x, tokens, pad = (rows(v) for v in (self.normalise(batch['patches']), batch['tokens'], F.pad(batch['pad'], (1, 0))))
+        contrast = of('xmm_text', 'amm_text', 'clean', 'xmm_image', 'joint', 'amm_image') * c.has('itc')
+        match = of('xmm_text', 'amm_text', 'clean') * c.has('itm')
+        salient = (match or of('xmm_image')) * c.has('psl')
+        clean = [p for p in of(*PARTS) if p in contrast + match + salient + ['xmm_image', 'amm_image'] * c.has('mim')]
+        hidden = {p: self.hide_words(p, tokens[p], pad[p][:, 1:], batch['noise_text'][at[p]], batch['noise_rate'][at[p]])
+                  for p in of('xmm_text', 'amm_text', 'joint', 'text_only') * c.has('mlm')}
+        share = {p: c.keep_hi if p in HIGH else c.keep_lo for p in of(*PARTS) if p != 'text_only' and (p != 'amm_image' or p in contrast)}
+        keep = {p: batch['noise_image'][at[p]].argsort(1)[:, :max(1, round(x[p].shape[1] * k))] for p, k in share.items()}
+        return Shown(at, x, keep, tokens, pad, hidden, clean, contrast, match, salient)
+
+    def alone(self, s):
+        """The layers within a modality -> states of pictures (n, 1 + K, D), of whole words and of hidden words (n, 1 + T, D), each {part: states}."""
+        image = {}
+        for names in [p for p in s.keep if p in HIGH], [p for p in s.keep if p not in HIGH]:                     # one call for each number of patches
             if names:
-                sizes = [len(pictures[p] if words.get(p) is None else words[p]) for p in names]
-                t, v, b = self.fuse(None if words.get(names[0]) is None else torch.cat([words[p] for p in names]),
-                                    torch.cat([pictures[p] for p in names]) if names[0] in pictures and names[0] != 'amm_image' else None,
-                                    torch.cat([pad[p] for p in names]))
+                image |= split(self.unimodal(self.embed_image(join(s.x, names), join(s.keep, names))), names, s.at)
+        if not s.clean and not s.hidden:
+            return image, {}, {}
+        tokens = [s.tokens[p] for p in s.clean] + [s.hidden[p][0] for p in s.hidden]           # whole and hidden words in one call
+        states = self.unimodal(self.embed_text(torch.cat(tokens)), join(s.pad, [*s.clean, *s.hidden]))
+        n = sum(len(s.at[p]) for p in s.clean)
+        return image, split(states[:n], s.clean, s.at), split(states[n:], s.hidden, s.at)
+
+    def embeddings(self, s, image, whole):
+        """ITC embeddings of the contrasted parts: pictures (n, proj_dim), whole words (n, proj_dim)."""
+        return (torch.cat([self.embedding(image[p], self.image_proj) for p in s.contrast]),
+                torch.cat([self.embedding(whole[p], self.text_proj, s.pad[p]) for p in s.contrast]))
+
+    def re_pair(self, s, words, pictures, pad, whole, z, ids, noise):
+        """Add to words, pictures, pad the rows that itm judges: 'match', pairs of whole words and their picture; 'mismatch', where every second pair gets
+        another picture and the others get other words, both hard to tell by itc -> possible (n,) bool: the batch had such a negative."""
+        i, own = torch.cat([s.at[p] for p in s.match]), torch.arange(sum(len(s.at[p]) for p in s.match), device=noise.device)
+        similar = torch.zeros(len(i), len(i), device=noise.device)     # without itc: any other
+        if z is not None:
+            z_image, z_text = (join(split(v.detach(), s.contrast, s.at), s.match) for v in z)
+            similar = self.logit_scale.detach().exp().clamp(max=100) * z_text @ z_image.T
+        alike = (ids[:, i, None] == ids[:, None, i]).any(0)            # (n, n)
+        neg_image, neg_text, possible = self.negatives(similar, alike, noise[i][:, i])
+        other_words, other_image = torch.where(own % 2 == 0, own, neg_text), torch.where(own % 2 == 0, neg_image, own)
+        words['match'], pictures['match'], pad['match'] = (join(d, s.match) for d in (whole, pictures, pad))
+        words['mismatch'], pad['mismatch'], pictures['mismatch'] = words['match'][other_words], pad['match'][other_words], pictures['match'][other_image]
+        return possible
+
+    def joint(self, words, pictures, pad, groups):
+        """The joint layers, one call for each group of parts of one shape -> normalised states of words and pictures, and all states before the last
+        layer, each {part: states}. amm_image fuses its words alone: that it has a picture is for itc only."""
+        text, picture, before = {}, {}, {}
+        for names in groups:
+            if names:
+                has_words, has_picture = words.get(names[0]) is not None, names[0] in pictures and names[0] != 'amm_image'
+                sizes = [len((words if has_words else pictures)[p]) for p in names]
+                t, v, b = self.fuse(join(words, names) if has_words else None, join(pictures, names) if has_picture else None, join(pad, names))
                 for states, of_part in (t, text), (v, picture), (b, before):
                     of_part |= dict(zip(names, states.split(sizes))) if states is not None else {}
+        return text, picture, before
 
-        if hidden:
-            if c.distill:
-                with torch.no_grad():
-                    for p in hidden:
-                        t = self.teacher.fuse(taught[2][p], taught[0].get(p), pad[p])[0]
-                        soft[p] = self.teacher.word_logits(take(t[:, 1:], hidden[p][1])).softmax(-1)             # (n, S, V)
-            losses |= self.mlm_loss(text, hidden, soft)
-        if mim and of('xmm_image', 'joint', 'amm_image', 'image_only'):
-            losses |= self.mim_loss(text, picture, pad, ids_keep, {p: x[at[p]] for p in at})
-        if contrast:
-            losses['itc'] = self.itc_loss(*z, rows(ids.T, contrast).T, taught_z if self.teacher is not None and (c.distill or c.queue_size) else None)
-        if match:
-            states = torch.cat([text['match'][:, 0], text['mismatch'][:, 0]])
-            right = torch.cat([torch.ones_like(possible), torch.zeros_like(possible)]).long()
-            error = F.cross_entropy(self.itm_head(states).float(), right, reduction='none')
-            losses['itm'] = masked_mean(error.view(1, -1), torch.cat([torch.ones_like(possible), possible])[None])
-        if salient:
-            pad_s, tokens_s, image_s, taught_s = (torch.cat([d[p] for p in salient]) for d in (pad, tokens, image, taught[0]))
-            votes = self.votes(before['match'] if match else torch.cat([before[p] for p in salient]), pad_s)
-            losses['psl'] = self.psl_loss(image_s[:, 0], taught_s[:, 0], votes, tokens_s, pad_s[:, 1:])
-        loss = sum((getattr(c, name) * value for name, value in losses.items() if '/' not in name), x.new_zeros(()))
-        return loss, {name: value.detach() for name, value in losses.items()}
+    @torch.no_grad()
+    def soft_words(self, s, masked, image):
+        """The teacher's distribution for each hidden word -> {part: (n, S, V)}."""
+        text = {p: self.teacher.fuse(masked[p], image.get(p), s.pad[p])[0] for p in s.hidden}
+        return {p: self.teacher.word_logits(take(text[p][:, 1:], s.hidden[p][1])).softmax(-1) for p in s.hidden}
 
     def hide_words(self, part, tokens, pad, noise, noise_rate):
         """-> tokens with [MASK] (n, T), slots (n, S) where, used (n, S), targets (n, S). S is the part's rate of T, rounded up."""
@@ -555,6 +594,12 @@ class VLModel(nn.Module):
                 self.queue_image[at], self.queue_text[at], self.queue_ids[:, at] = images.to(self.queue_image.dtype), texts.to(self.queue_text.dtype), all_ids
                 self.queue_at.copy_((self.queue_at + len(images)) % c.queue_size)
         return loss
+
+    def itm_loss(self, match, mismatch, possible):
+        """Image-text matching: is this the right pair? Fused states (n, 1 + L, D), judged by [CLS]; possible (n,): the mismatched ones to count. ALBEF."""
+        logits = self.itm_head(torch.cat([match[:, 0], mismatch[:, 0]])).float()
+        right = torch.cat([torch.ones_like(possible), torch.zeros_like(possible)]).long()
+        return masked_mean(F.cross_entropy(logits, right, reduction='none')[None], torch.cat([torch.ones_like(possible), possible])[None])
 
     @torch.no_grad()
     def negatives(self, similar, alike, noise):

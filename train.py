@@ -197,9 +197,9 @@ def get_batch(sets, c, it, first, count, total, training=True):
     T, N, meta = c.text_len, c.n_patches, sets[0].meta
     noise_image, noise_text, u, noise_itm = np.split(draw_noise(sets[0].seed, it, first, count, N + T + 6 + count * c.has('itm')), [N, N + T, N + T + 6], 1)
     free = (meta['image_size'] - c.image_size) // meta['patch_size'] + 1                       # places for the window, per side
-    batch = dict(raw=torch.empty((count, *sets[0].patches.shape[1:]), dtype=torch.uint8, pin_memory=torch.cuda.is_available()), tokens=np.empty((count, T), np.int64), pad=np.empty((count, T), bool),
-                 video=np.empty(count, np.int64), ids=np.empty(count, np.int64), noise_image=noise_image, noise_text=noise_text, noise_rate=u[:, 5],
-                 noise_itm=noise_itm,
+    batch = dict(raw=torch.empty((count, *sets[0].patches.shape[1:]), dtype=torch.uint8, pin_memory=torch.cuda.is_available()),
+                 tokens=np.empty((count, T), np.int64), pad=np.empty((count, T), bool), video=np.empty(count, np.int64), ids=np.empty(count, np.int64),
+                 noise_image=noise_image, noise_text=noise_text, noise_rate=u[:, 5], noise_itm=noise_itm,
                  offset=(u[:, 3:5] * free).astype(np.int64) if training else np.full((count, 2), (free - 1) // 2))
     which = mixture(len(sets), total)
     for d, data in enumerate(sets):

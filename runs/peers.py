@@ -90,7 +90,8 @@ def main():
             row['tflop_per_s'] = row['gflop'] * row['pairs_per_s'] / 1e3
             rows.append(dict(what=what) | row | (dict(mfu=row['tflop_per_s'] / train.peak_of(dev)) if train.peak_of(dev) else {}))
     device = torch.cuda.get_device_name() if dev.type == 'cuda' else f'CPU, {torch.get_num_threads()} threads'
-    lines = [f'{device}, torch {torch.__version__}, batches of {B}', '', '| training step | ms | pairs/s | GFLOP per pair | TFLOP/s | MFU | memory, GB | waiting for data |', '|' + '---|' * 8]
+    lines = [f'{device}, torch {torch.__version__}, batches of {B}', '',
+             '| training step | ms | pairs/s | GFLOP per pair | TFLOP/s | MFU | memory, GB | waiting for data |', '|' + '---|' * 8]
     def cell(row, key, form): return form.format(row[key]) if key in row else ''
     lines += ['| ' + ' | '.join([r['what'], *(cell(r, k, f) for k, f in (('ms', '{:.0f}'), ('pairs_per_s', '{:.4g}'), ('gflop', '{:.1f}'), ('tflop_per_s', '{:.3g}'),
                                  ('mfu', '{:.1%}'), ('memory_gb', '{:.1f}'), ('wait', '{:.2%}')))]) + ' |' for r in rows]
@@ -99,5 +100,5 @@ def main():
     print(*lines, sep='\n')
 
 if __name__ == '__main__':
-    vars(train).update(configure(vars(train) | dict(__file__=__file__, __doc__=__doc__)))
+    vars(train).update(configure(vars(train)))
     main()
