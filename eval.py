@@ -1,14 +1,15 @@
 """What a run learned: numbers into out/<run>/eval.json, pictures into out/<run>/*.png.
 
     python eval.py --run=out/demo                                   everything, on the held-out videos
-    python eval.py --run=out/demo --tasks=retrieval --candidates=1000
+    python eval.py --run=out/demo --task=retrieval --candidates=1000
     python eval.py --run=out/demo --truth=data/scenes/videos/truth  also by concept, and whether the painted colours are the right ones
     python eval.py --table='out/*'                                  compare runs: the knobs that differ, mean and deviation over seeds
+    python eval.py --run=out/talks --task=search --query="a red circle" --page      the moments that show it, in any prepared set; --image=x.jpg: that look like it
 
 Zero-shot retrieval both ways; masked words with the right picture, another one and none (the honest test that pictures are used); PSNR of
 painted patches; pictures from words alone and words from pictures alone. All on videos that training never saw, windows in the middle.
 """
-import glob, json, math, re, sys, textwrap
+import base64, glob, hashlib, html, io, json, math, re, sys, textwrap
 from collections import Counter
 from pathlib import Path
 from typing import Literal
@@ -24,11 +25,15 @@ run = 'out/run'                  # a folder of train.py
 checkpoint: Literal['best', 'latest'] = 'best'
 dataset = ''                     # data/<dataset>; default: the run's own
 split: Literal['test', 'val', 'train'] = 'test'
-tasks = 'retrieval,words,patches,keywords,pictures,curves'
+task = 'retrieval,words,patches,keywords,pictures,curves'        # or search
 candidates = 1000                # pairs to retrieve among, at most; of each video those whose words do not overlap
 rerank = 16                      # itm looks again at so many of itc's best; without itc it ranks the first 200 pairs in full
 table = ''                       # a pattern of run folders to compare, instead of --run
 truth = ''                       # folder with NAME.json per video that says what is to be seen when, for scores by concept
+query = ''                       # search: these words,
+image = ''                       # or what looks like this picture,
+top = 20                         # so many moments,
+page = False                     # as a web page, out/<run>/search.html, that works offline
 n_pictures = 8                   # rows of the pictures
 write_length = 16                # tokens written about a picture
 batch_size = 64
@@ -36,8 +41,8 @@ device = 'auto'
 
 # ----------------------------------------------------------------------------------------------------------------------
 
-def load_run():
-    """-> (model, data): the checkpoint and the split to judge it on. train.py's knobs are set as the run had them."""
+def load_run(splits=None):
+    """-> (model, data): the checkpoint and the split to judge it on, or [data of each split that has frames]. train.py's knobs are set as the run had them."""
     dev = device if device != 'auto' else 'cuda' if torch.cuda.is_available() else 'cpu'
     path = Path(run) / f'{checkpoint}.pt'
     path = path if path.exists() or checkpoint != 'best' else Path(run) / 'latest.pt'          # a run without a validation set
@@ -45,7 +50,9 @@ def load_run():
     knobs = torch.load(path, map_location='cpu', weights_only=True)['config']
     vars(train).update(knobs | dict(dataset=dataset or knobs['dataset'].split(',')[0], overfit=0, dataset_weights=()))
     from prepare import gpt2_encoding
-    sets = train.open_sets(split, model.config, model.vocab.cpu().numpy(), gpt2_encoding())
+    sets = [d for s in splits or (split,) for d in train.open_sets(s, model.config, model.vocab.cpu().numpy(), gpt2_encoding())]
+    if splits and sets:
+        return model, sets
     if not sets:
         sys.exit(f'error: the {split} split of {train.dataset} has no frame with words; take another --split, or prepare more videos')
     return model, sets[0]
@@ -157,6 +164,115 @@ def likelihood(model, data, pairs):
             said = tokens[mine, :n_words].T[None].expand(len(rows), -1, -1)                    # (rows, n_words, mine)
             out[rows[:, None], mine.cpu()] = log_p.gather(2, said).mean(1).cpu()
     return out - out.mean(0)                                           # how much better than for the average picture: or short texts would always win
+
+# ----------------------------------------------------------------------------------------------------------------------
+# search
+
+def frame_embeddings(model, data):
+    """ITC embedding of every frame of a split -> (n, proj_dim) float16, memory-mapped: out/<run>/search/*.npy, made once; goes on after Ctrl-C."""
+    from tqdm import tqdm
+    path = Path(run) / f'{checkpoint}.pt'
+    path = path if path.exists() else Path(run) / 'latest.pt'
+    made_of = f"{path.stat().st_mtime_ns} {path.stat().st_size} {data.meta['arrays'][f'{data.split}_patches.bin']['sha256']}"
+    name = Path(run) / 'search' / f'{data.path.name}-{data.split}-{hashlib.sha256(made_of.encode()).hexdigest()[:12]}.npy'
+    if not name.exists():
+        name.parent.mkdir(exist_ok=True)
+        for old in name.parent.glob(f'{data.path.name}-{data.split}-*.npy'):                        # of an earlier checkpoint or set
+            old.unlink()
+        n, d = len(data.frames), model.config.proj_dim
+        with open(name.with_suffix('.part'), 'ab') as f:
+            head = io.BytesIO()
+            np.lib.format.write_array_header_1_0(head, dict(descr='<f2', fortran_order=False, shape=(n, d)))
+            head = head.getvalue()
+            done = max(0, f.tell() - len(head)) // (2 * d)
+            f.truncate(len(head) + 2 * d * done if f.tell() >= len(head) else 0)
+            f.write(b'' if f.tell() else head)
+            for ids in tqdm([np.arange(i, min(i + batch_size, n)) for i in range(done, n, batch_size)], f'{data.path.name}, {data.split}: frames', disable=None):
+                x = train.read_pairs(data, ids, np.zeros(len(ids), int), np.zeros(len(ids), int), model.config, model.pixel_mean.device)[0]
+                z = model.embedding(model.unimodal(model.embed_image(model.normalise(x))), model.image_proj)
+                f.write(z.half().cpu().numpy().tobytes())
+        name.with_suffix('.part').rename(name)
+    return np.load(name, mmap_mode='r', allow_pickle=False)
+
+def nearest(embeddings, query, k, chunk=1 << 16):
+    """Rows of (n, d) float16 closest to query (d,) -> (ids (k,), cosines (k,)), best first. A chunk at a time is in memory."""
+    ids, scores = np.zeros(0, np.int64), np.zeros(0, np.float32)
+    for i in range(0, len(embeddings), chunk):
+        score = embeddings[i:i + chunk].astype(np.float32) @ query
+        best = np.argpartition(-score, min(k, len(score)) - 1)[:k]
+        ids, scores = np.concatenate([ids, best + i]), np.concatenate([scores, score[best]])
+        order = np.argsort(-scores, kind='stable')[:k]
+        ids, scores = ids[order], scores[order]
+    return ids, scores
+
+def search(model, sets):
+    """The moments of a prepared set, all splits, that fit --query or --image best -> [dict(score, title, time_s, link, text, ...)], best first; of
+    frames of a video within 5 seconds only the best."""
+    if not model.config.has('itc'):
+        sys.exit(f'error: {run} was trained without itc, so it has no embeddings to search by; take a run with --itc=1')
+    if bool(query) == bool(image):
+        sys.exit('error: search needs --query="words" or --image=picture.jpg')
+    if image:
+        from PIL import Image
+        try:
+            wanted = model.encode_image(Image.open(image))
+        except OSError as e:
+            sys.exit(f'error: {image} cannot be read as a picture: {e}')
+    else:
+        wanted = model.encode_text(query)
+    found = []
+    for data in sets:
+        ids, scores = nearest(frame_embeddings(model, data), wanted.float().cpu().numpy(), 8 * top)
+        found += [(float(score), data, int(i)) for i, score in zip(ids, scores)]
+    moments, taken = [], {}
+    for score, data, i in sorted(found, key=lambda f: -f[0]):
+        f, video = data.frames[i], data.videos[data.frames[i]['video']]
+        near = taken.setdefault((id(data), int(f['video'])), [])
+        if len(moments) < top and all(abs(int(f['t_ms']) - t) >= 5000 for t in near):
+            near.append(int(f['t_ms']))
+            moments.append(dict(score=score, row=int(video['row']), time_s=int(f['t_ms']) / 1000, frame=i, data=data))
+    with open(sets[0].path / 'videos.jsonl', encoding='utf-8') as lines:
+        rows = {i: json.loads(line) for i, line in enumerate(lines) if i in {m['row'] for m in moments}}
+    for m in moments:
+        data, f, row, t = m['data'], m['data'].frames[m['frame']], rows[m.pop('row')], int(m['time_s'])
+        video = data.videos[f['video']]
+        span = slice(int(video['token_start']), max(int(video['token_start']), int(video['token_end']) - 1))
+        heard = data.tokens[span][(data.times[span] >= int(f['t_ms']) - 1000) & (data.times[span] < int(f['t_end_ms']) + 1000)]
+        link = row['url'] or (Path(row['source']).resolve().as_uri() if Path(row['source']).exists() else '')
+        at = '#t=' if link.startswith('file:') else '&t=' if '?' in link else '?t='
+        m |= dict(title=row['title'] or row['source'], link=f'{link}{at}{t}' if re.match('(https?|file)://', link) else '',
+                  text=data.encoding.decode(heard[:80].tolist()).strip())
+    for m in moments:
+        t = int(m['time_s'])
+        print(f"{m['score']:.3f}  {t // 60:3d}:{t % 60:02d}  {' '.join(m['title'].split())[:60]}  {m['link']}\n            {' '.join(m['text'].split())[:150]}")
+    if page:
+        write_page(moments)
+    return [{k: v for k, v in m.items() if k != 'data'} for m in moments]
+
+def write_page(moments):
+    """out/<run>/search.html: one static file with pictures, links and the words around, those of the query marked. Titles and words are not trusted."""
+    from PIL import Image
+    cards, asked = [], {w for w in re.findall(r'\w+', query.lower()) if len(w) > 2}
+    for m in moments:
+        data, t = m['data'], int(m['time_s'])
+        S, p = data.meta['image_size'], data.meta['patch_size']
+        pixels = unpatchify(torch.from_numpy(np.array(data.patches[m['frame']]))[None], p)[0].numpy()
+        Image.fromarray(pixels).resize((max(S, 160),) * 2, Image.Resampling.BICUBIC).save(stream := io.BytesIO(), 'JPEG', quality=85)
+        said = ''.join(f'<mark>{html.escape(w)}</mark>' if w.lower() in asked else html.escape(w) for w in re.split(r'(\w+)', m['text']))
+        title = f"{html.escape(m['title'])}, {t // 60}:{t % 60:02d}"
+        title = f"""<a href="{html.escape(m['link'])}">{title}</a>""" if m['link'] else title
+        cards.append(f'<figure><img alt="" src="data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode()}"><figcaption><b>{title}</b> '
+                     f"<small>{m['score']:.3f}</small><br>{said}</figcaption></figure>")
+    asked = html.escape(query or f'like {image}')
+    path = Path(run) / 'search.html'
+    path.write_text(f"""<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'"><title>{asked}</title><style>
+body {{ font: 15px/1.4 system-ui, sans-serif; margin: 2em auto; max-width: 1200px; padding: 0 1em; color: #222; background: #fff }}
+main {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(220px, 1fr)); gap: 22px }} figure {{ margin: 0 }} img {{ width: 100%; border-radius: 6px }}
+a {{ color: #1550a0 }} mark {{ background: #ffe68a }} small {{ color: #777 }} figcaption {{ overflow-wrap: anywhere }}</style>
+<h1>{asked}</h1><p>{len(moments)} moments of {html.escape(train.dataset)}, best first; the number is the cosine of the embeddings.</p><main>{''.join(cards)}</main></html>
+""", encoding='utf-8')
+    print(f'wrote {path}')
 
 # ----------------------------------------------------------------------------------------------------------------------
 # words and patches
@@ -407,13 +523,15 @@ def main():
     if table:
         return compare(table)
     todo = dict(retrieval=retrieval, words=words, patches=patches, keywords=keywords, pictures=pictures, curves=curves)
-    if unknown := set(tasks.split(',')) - set(todo):
-        sys.exit(f"error: no task is called {', '.join(unknown)}; there are {', '.join(todo)}")
+    if task == 'search':
+        return search(*load_run(('train', 'val', 'test')))
+    if unknown := set(task.split(',')) - set(todo):
+        sys.exit(f"error: no task is called {', '.join(unknown)}; there are {', '.join(todo)} and search")
     model, data = load_run()
     pairs = train.distinct_pairs(data, model.config, candidates)
     path, results = Path(run) / 'eval.json', {}
-    for task in tasks.split(','):
-        found = todo[task](model, data, pairs)
+    for name in task.split(','):
+        found = todo[name](model, data, pairs)
         print(*(f'  {k:32s}{v:.4f}' if isinstance(v, float) else f'  {k:32s}{v}' for k, v in found.items()), sep='\n', end='\n' * bool(found))
         results |= found
     path.write_text(json.dumps(results | dict(checkpoint=checkpoint, split=split, dataset=train.dataset), indent=1))

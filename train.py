@@ -109,7 +109,7 @@ def open_split(path, split):
         return np.memmap(path / f'{split}_{name}.bin', dtype, 'r', shape=shape) if math.prod(shape) else np.zeros(shape, dtype)
     patches = array('patches', np.uint8, n['frames'], grid, meta['patch_size'] ** 2 * 3)
     return types.SimpleNamespace(
-        path=path, meta=meta, patches=patches, beyond_memory=patches.nbytes > .8 * os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE'),
+        path=path, split=split, meta=meta, patches=patches, beyond_memory=patches.nbytes > .8 * os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE'),
         tokens=array('tokens', np.uint16, n['tokens']), times=array('times', np.uint32, n['tokens']),
         **{a: np.load(path / f'{split}_{a}.npy', allow_pickle=False) for a in ('frames', 'videos')})
 
@@ -523,7 +523,10 @@ def main():
         git = subprocess.run(['git', 'rev-parse', 'HEAD'], capture_output=True, text=True, cwd=Path(__file__).parent).stdout.strip()
         (out / 'config.json').write_text(json.dumps(config | {'_git': git, '_torch': torch.__version__}, indent=1))
     if wandb_project and rank == 0:
-        import wandb
+        try:
+            import wandb
+        except ImportError:
+            sys.exit('error: --wandb_project needs wandb: pip install wandb')
         wandb.init(project=wandb_project, name=out_dir, config=config, resume='allow')
     def log(entry):
         if rank == 0:

@@ -1,10 +1,11 @@
 """pytest tests/test_eval.py -q      on runs that train.py made"""
-import json, math, subprocess, sys
+import json, math, re, subprocess, sys
 from pathlib import Path
 import numpy as np
 import pytest
 import torch
 import eval as evaluation
+import model as models
 import train
 from conftest import ROOT
 from test_train import command
@@ -45,18 +46,19 @@ def test_a_trained_run_is_better_than_chance_and_draws_its_pictures(scenes, trai
         assert np.asarray(Image.open(trained / f'{name}.png')).std() > 20
 
 def test_an_untrained_run_is_at_chance(untrained):
-    done = evaluate(f'--run={untrained}', '--split=train', '--tasks=retrieval,words')
+    done = evaluate(f'--run={untrained}', '--split=train', '--task=retrieval,words')
     r = json.loads((untrained / 'eval.json').read_text())
     assert done.returncode == 0 and r['i2t_r1'] < .1 and abs(r['mlm_acc_right'] - r['mlm_acc_shuffled']) < .02 and abs(r['i2t_median_rank'] / r['candidates'] - .5) < .25
 
 def test_runs_are_compared_by_the_knobs_that_differ(trained, untrained, tmp_path):
-    for name, knobs, r in ('a', {}, .5), ('b', dict(seed=1), .7), ('c', dict(itc=0.), .1):
+    for name, knobs, r in ('a-0', {}, .5), ('a-1', dict(seed=1), .7), ('c', dict(itc=0.), .1):
         (tmp_path / name).mkdir()
         (tmp_path / name / 'config.json').write_text(json.dumps(dict(out_dir=name, seed=0, itc=1., lr=3) | knobs))
         (tmp_path / name / 'eval.json').write_text(json.dumps(dict(i2t_r1=r, t2i_r1=r)))
     done = subprocess.run([sys.executable, ROOT / 'eval.py', '--table=*'], capture_output=True, text=True, cwd=tmp_path)
-    assert done.stdout.splitlines()[-4:] == ['| itc | seeds | i2t_r1 | t2i_r1 |', '| --- | --- | --- | --- |', '| 1.0 | 2 | 0.600 ± 0.141 | 0.600 ± 0.141 |',
-                                             '| 0.0 | 1 | 0.100 | 0.100 |'], done.stdout + done.stderr
+    assert done.stdout.splitlines()[-4:] == ['| run | what differs | seeds | i2t_r1 | t2i_r1 |', '| --- | --- | --- | --- | --- |',
+                                             '| a |  | 2 | 0.600 ± 0.141 | 0.600 ± 0.141 |', '| c | itc=0.0 | 1 | 0.100 | 0.100 |'], done.stdout + done.stderr
+    assert json.loads((tmp_path / 'table.json').read_text())[1] == dict(run='c', differs=dict(itc=0.), seeds=1, i2t_r1=[.1], t2i_r1=[.1])
 
 def test_matching_and_likelihood_are_what_each_pair_alone_gives(scenes, trained, monkeypatch):
     """Cached states and shared passes change nothing: every entry equals the pair run by itself."""
@@ -116,7 +118,7 @@ def test_reconstruction_keeps_what_is_visible_and_shuffling_changes_the_video(tr
     finally:
         vars(train).update(before)
 
-@pytest.mark.parametrize('argv, words', [(['--run=absent'], 'no checkpoint absent/latest.pt'), (['--tasks=dance'], 'no task is called dance'),
+@pytest.mark.parametrize('argv, words', [(['--run=absent'], 'no checkpoint absent/latest.pt'), (['--task=dance'], 'no task is called dance'),
                                          (['--split=test2'], "'test2'"), (['--rn=x'], "did you mean 'run'")])
 def test_mistakes_are_one_line(trained, argv, words):
     done = evaluate(f'--run={trained}', *argv)
@@ -129,3 +131,71 @@ def test_runs_without_some_objectives_say_so(scenes, tmp_path):
     assert done.returncode == 0, done.stderr
     assert 'to retrieve by' in done.stdout and 'no mlm objective' in done.stdout and math.isfinite(json.loads((out / 'eval.json').read_text())['psnr_masked'])
     assert Path(out / 'pictures.png').exists()
+
+# --- search -------------------------------------------------------------------------------------------------------------
+
+def test_search_finds_moments_and_keeps_what_it_computed(scenes, trained, tmp_path):
+    data = train.open_split(scenes / 'data' / 'scenes', 'train')
+    video = data.videos[0]
+    row = json.loads(open(data.path / 'videos.jsonl').read().splitlines()[video['row']])
+    from prepare import gpt2_encoding
+    start, length = train.text_spans(data, np.array([2]), 16, 0.)
+    said = gpt2_encoding().decode(data.tokens[start[0]:start[0] + length[0]].tolist()).strip()
+    done = evaluate(f'--run={trained}', '--task=search', f'--query={said}', '--checkpoint=latest', '--top=8')
+    assert done.returncode == 0, done.stderr
+    clock = f"{data.frames[2]['t_ms'] // 60000:d}:{data.frames[2]['t_ms'] // 1000 % 60:02d}"
+    lines = done.stdout.splitlines()
+    found = [(line.split()[2], line.split()[1]) for line in lines if re.match(r'\d\.\d{3} ', line)]
+    assert len(found) == 8 and (row['title'], clock) in found and '#t=' in done.stdout
+    caches = {p: p.stat().st_mtime_ns for p in (trained / 'search').glob('*.npy')}
+    assert sum(np.load(p).shape == (len(data.frames), 16) and np.load(p).dtype == np.float16 for p in caches) == 1
+    cache = next(p for p in caches if '-train-' in p.name)
+    whole = cache.read_bytes()
+    cache.rename(cache.with_suffix('.part'))
+    with open(cache.with_suffix('.part'), 'r+b') as f:                 # as if it had been interrupted, in the middle of a row
+        f.truncate(len(whole) // 2 + 5)
+    again = evaluate(f'--run={trained}', '--task=search', f'--query={said}', '--checkpoint=latest', '--top=8')
+    assert again.stdout == done.stdout and cache.read_bytes() == whole and all(p.stat().st_mtime_ns == t for p, t in caches.items() if p != cache)
+
+def test_a_picture_finds_itself_and_hostile_titles_are_escaped(scenes, trained, tmp_path):
+    from PIL import Image
+    import shutil
+    shutil.copytree(scenes / 'data', tmp_path / 'data')
+    path = tmp_path / 'data/scenes/videos.jsonl'
+    evil = '<script>alert(1)</script>" onload="x'
+    rows = [json.loads(line) | dict(title=evil, url='javascript:alert(2)', source='absent') for line in open(path)]
+    rows[0]['url'] = 'https://example.org/watch?v="><b>'
+    path.write_text(''.join(json.dumps(r) + '\n' for r in rows))
+    shutil.copytree(trained, tmp_path / 'run', ignore=shutil.ignore_patterns('search'))
+    for name in ('latest.pt',):
+        state = torch.load(tmp_path / 'run' / name, weights_only=True)
+        state['config']['data_dir'] = str(tmp_path / 'data')
+        torch.save(state, tmp_path / 'run' / name)
+    data = train.open_split(tmp_path / 'data/scenes', 'train')
+    Image.fromarray(models.unpatchify(torch.from_numpy(np.array(data.patches[5:6])), 8)[0].numpy()).save(tmp_path / 'x.png')
+    done = evaluate(f'--run={tmp_path}/run', '--task=search', f'--image={tmp_path}/x.png', '--checkpoint=latest', '--page', '--top=100')
+    assert done.returncode == 0, done.stderr
+    first, ms = next(line for line in done.stdout.splitlines() if re.match(r'\d\.\d{3} ', line)), int(data.frames[5]['t_ms'])
+    assert first.split()[1] == f'{ms // 60000}:{ms // 1000 % 60:02d}' and float(first.split()[0]) > .5, 'that frame comes first'
+    html = (tmp_path / 'run' / 'search.html').read_text()
+    assert '<script' not in html and 'javascript:' not in html and '&lt;script&gt;' in html and 'onload="' not in html and "default-src 'none'" in html
+    assert html.count('<figure>') == html.count('data:image/jpeg;base64,') > 10 and 'href="https://example.org/watch?v=&quot;&gt;&lt;b&gt;&amp;t=' in html
+
+@pytest.mark.slow
+def test_a_million_frames_are_searched_in_seconds(tmp_path):
+    """float16, memory-mapped: at most 3 s a query and 2 GB on 2 cores; the same frames as an exact search finds."""
+    import resource, time
+    rng, n, d = np.random.default_rng(0), 1_000_000, 128
+    e = np.lib.format.open_memmap(tmp_path / 'e.npy', 'w+', np.float16, (n, d))
+    for i in range(0, n, 50_000):
+        x = rng.standard_normal((50_000, d), np.float32)
+        e[i:i + 50_000] = x / np.linalg.norm(x, axis=1, keepdims=True)
+    e.flush()
+    q = np.array(e[777_777], np.float32)
+    e = np.load(tmp_path / 'e.npy', mmap_mode='r')
+    began = time.perf_counter()
+    ids, scores = evaluation.nearest(e, q, 160)
+    took = time.perf_counter() - began
+    print(f'{took:.2f} s, {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.2f} GB')
+    exact = np.concatenate([e[i:i + 50_000].astype(np.float32) @ q for i in range(0, n, 50_000)])
+    assert took < 3 and ids[0] == 777_777 and set(ids) == set(np.argsort(-exact)[:160]) and (np.diff(scores) <= 0).all()
