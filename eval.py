@@ -252,7 +252,7 @@ def search(model, sets):
 def write_page(moments):
     """out/<run>/search.html: one static file with pictures, links and the words around, those of the query marked. Titles and words are not trusted."""
     from PIL import Image
-    cards, asked = [], {w for w in re.findall(r'\w+', query.lower()) if len(w) > 2}
+    cards, asked = [], set(re.findall(r'\w+', query.lower())) - train.STOP_WORDS
     for m in moments:
         data, t = m['data'], int(m['time_s'])
         S, p = data.meta['image_size'], data.meta['patch_size']
@@ -469,7 +469,7 @@ def curves(*_):
     matplotlib.use('agg')
     import matplotlib.pyplot as plt
     log = [json.loads(line) for line in open(path)]
-    names = [k for k in ('mlm', 'mim', 'itc') if any(k in e for e in log)]
+    names = [k for k in models.OBJECTIVES if any(k in e for e in log)]
     def of(key): return np.array([(e['iter'], e[key]) for e in log if key in e]).reshape(-1, 2).T
     figure, axes = plt.subplots(1, len(names) + 1, figsize=(4 * len(names) + 4, 3), constrained_layout=True, squeeze=False)
     for axis, name in zip(axes[0], names):

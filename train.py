@@ -422,17 +422,20 @@ def save_checkpoint(path, **state):
         part.unlink(missing_ok=True)
         print(f'warning: checkpoint {path} not written ({e}); the former one stays')
 
-def load_checkpoint(path, c):
-    """-> the checkpoint to go on from; exits if its architecture is another one, which a setting cannot change."""
+def load_checkpoint(path):
+    """-> the checkpoint to go on from. Its architecture is taken over; a setting of a file or flag that contradicts it is an error."""
     try:
         checkpoint = torch.load(path, map_location='cpu', weights_only=True)
         was = checkpoint['model_config']
     except Exception as e:
         sys.exit(f'error: {path} is not a checkpoint of train.py ({type(e).__name__}); remove it, or take another --out_dir')
-    if differs := [f'{k} is {was.get(k)!r} there and {v!r} now' for k, v in asdict(c).items() if was.get(k) != v]:
-        sys.exit(f"error: {path} is of another model: {', '.join(differs)}. Take another --out_dir, or --resume=false to start anew")
+    for k in was.keys() & config.keys():
+        if config[k] != was[k] and k in config.get('_source', ()):
+            sys.exit(f'error: {path} is of another model: {k} is {was[k]!r} there and {config[k]!r} now. Take another --out_dir, or --resume=false to start anew')
+        config[k] = globals()[k] = was[k]
     changed = [f'{k} {v!r} -> {config[k]!r}' for k, v in checkpoint['config'].items() if config.get(k) != (tuple(v) if isinstance(v, list) else v)]
-    print(f"going on from {path} at iteration {checkpoint['iter_num']}" + (f"; changed since: {', '.join(changed)}" if changed else ''))
+    if os.environ.get('RANK', '0') == '0':
+        print(f"going on from {path} at iteration {checkpoint['iter_num']}" + (f"; changed since: {', '.join(changed)}" if changed else ''), flush=True)
     return checkpoint
 
 PEAK = dict(B200=2250, H200=989, H100=989, A100=312, L40S=362, L4=121, V100=125, MI300X=1307) | {'RTX 4090': 165, 'RTX 3090': 71}  # dense TFLOP/s, 16 bit
@@ -477,7 +480,9 @@ def main():
         if rank == 0:
             print(text, flush=True)
 
-    # data, model, optimizer
+    # data, model, optimizer; a former run in this folder goes on
+    former = Path(out_dir) / 'latest.pt'
+    checkpoint = load_checkpoint(former) if resume and former.exists() else None
     vocab, word_start, encoding = build_vocab()
     meta = open_split(Path(data_dir) / dataset.split(',')[0], 'train').meta
     try:
@@ -497,15 +502,16 @@ def main():
     model = VLModel(c, vocab, word_start, meta['pixel_mean'], meta['pixel_std'], keyword).to(dev)
     optimizers = configure_optimizers(model, fused=dev.type == 'cuda')
 
-    # the run's folder; a former run in it goes on
+    # the run's folder
     out, start, best = Path(out_dir), 0, math.inf
     try:
         out.mkdir(parents=True, exist_ok=True)
         (out / 'log.jsonl').touch()
     except OSError as e:
         sys.exit(f'error: cannot write to out_dir={out_dir}: {e}')
-    if resume and (out / 'latest.pt').exists():
-        checkpoint = load_checkpoint(out / 'latest.pt', c)
+    if checkpoint:
+        if differs := [f'{k} is {checkpoint["model_config"].get(k)!r} there and {v!r} now' for k, v in asdict(c).items() if checkpoint['model_config'].get(k) != v]:
+            sys.exit(f"error: {former} is of another data set: {', '.join(differs)}. Take another --out_dir, or --resume=false to start anew")
         model.load_state_dict(checkpoint['model'])
         for optimizer, state in zip(optimizers, checkpoint['optimizers']):
             optimizer.load_state_dict(state)

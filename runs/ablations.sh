@@ -2,7 +2,8 @@
 # What each part is worth: presets, and changes of the full recipe, at equal counted compute on the embedded set -> out/ablations/table.md, table.json.
 #   bash runs/ablations.sh                                      about 100 minutes on 2 CPU cores; Ctrl-C and again: it goes on
 #   TFLOP=80 SEEDS="0 1 2 3 4" MODEL="--n_embd=128 --n_head=4" bash runs/ablations.sh
-#   bash runs/ablations.sh "mask6: --mask_rate=.6" "joint: --parts=joint:1"          only these changes of the full recipe
+#   bash runs/ablations.sh "mask6: --mask_rate=.6" flip         only full, these changes of it, and these presets
+#   DATA=config/drawings.py MODEL= TRUTH= OUT=out/ablations_drawings bash runs/ablations.sh clip "no_amm: --parts=xmm_text:1,xmm_image:1"
 # Presets choose their learning rate among LRS by validation, with the first seed; changes of the full recipe take the one of full.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/env.sh"
@@ -38,7 +39,12 @@ export -f best
 mkdir -p "$OUT/sweep"
 arm full config/full.py
 if [ $# -gt 0 ]; then
-    for it in "$@"; do change "${it%%:*}" "$SEEDS" ${it#*:}; done
+    for it in "$@"; do
+        case $it in
+        *:*) change "${it%%:*}" "$SEEDS" ${it#*:} ;;
+        *) arm "$it" "config/$it.py" ;;
+        esac
+    done
 else
     arm clip config/clip.py
     for seeds in "$first" "${SEEDS#"$first"}"; do # one seed of everything first

@@ -26,7 +26,7 @@ def run(knob, folder, out, **values):
     """train.main() in this process -> its log."""
     values = TINY | dict(data_dir=f'{folder}/data', out_dir=str(out)) | values
     knob(**values)
-    train.config = DEFAULTS | values | {'_source': {}}
+    train.config = DEFAULTS | values | {'_source': dict.fromkeys(values, 'test')}
     before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
     try:
         train.main()
@@ -417,6 +417,13 @@ def test_another_architecture_is_refused_and_other_changes_are_told(scenes, unbr
     assert same_weights(weights(tmp_path / 'run'), weights(unbroken[0])), 'nothing lost'
     log = run(knob, scenes, tmp_path / 'run', max_iters=14, grad_clip=.5)
     assert 'grad_clip 1.0 -> 0.5' in capsys.readouterr().out and [x['iter'] for x in log if 'loss' in x] == list(range(14))
+    knob()
+    values = dict(data_dir=f'{scenes}/data', out_dir=str(tmp_path / 'run'), max_iters=15, batch_size=32, device='cpu')
+    knob(**values)
+    train.config = DEFAULTS | values | {'_source': dict.fromkeys(values, 'test')}
+    train.main()                                                       # of the architecture nothing is said: that of the checkpoint
+    assert torch.load(tmp_path / 'run' / 'latest.pt', weights_only=True)['model_config']['n_embd'] == 32 == train.config['n_embd']
+    assert read_log(tmp_path / 'run')[-1]['iter'] == 15
     (tmp_path / 'run' / 'latest.pt').write_bytes(b'garbage')
     fails(capsys, ['latest.pt is not a checkpoint'], lambda: run(knob, scenes, tmp_path / 'run'))
 
