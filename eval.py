@@ -25,7 +25,7 @@ run = 'out/run'                  # a folder of train.py
 checkpoint: Literal['best', 'latest'] = 'best'
 dataset = ''                     # data/<dataset>; default: the run's own
 split: Literal['test', 'val', 'train'] = 'test'
-task = 'retrieval,words,patches,keywords,pictures,curves'        # or search
+task = 'retrieval,words,patches,keywords,ground,pictures,curves'     # or search
 candidates = 1000                # pairs to retrieve among, at most; of each video those whose words do not overlap
 rerank = 16                      # itm looks again at so many of itc's best; without itc it ranks the first 200 pairs in full
 table = ''                       # a pattern of run folders to compare, instead of --run
@@ -34,6 +34,8 @@ query = ''                       # search: these words,
 image = ''                       # or what looks like this picture,
 top = 20                         # so many moments,
 page = False                     # as a web page, out/<run>/search.html, that works offline
+refs = ''                        # ground: phrases and boxes of one's own pictures, RefCOCO-style, instead of the truth's
+ground_layer = 0                 # ground: which of the joint layers to look at
 n_pictures = 8                   # rows of the pictures
 write_length = 16                # tokens written about a picture
 batch_size = 64
@@ -164,6 +166,134 @@ def likelihood(model, data, pairs):
             said = tokens[mine, :n_words].T[None].expand(len(rows), -1, -1)                    # (rows, n_words, mine)
             out[rows[:, None], mine.cpu()] = log_p.gather(2, said).mean(1).cpu()
     return out - out.mean(0)                                           # how much better than for the average picture: or short texts would always win
+
+# ----------------------------------------------------------------------------------------------------------------------
+# grounding
+
+@torch.enable_grad()
+def attention_map(model, patches, tokens, pad, layer):
+    """Where a phrase is in a picture: attention from its words to the patches in joint layer `layer`, where more of it would raise the score that words and
+    picture belong together -> (B, N), not negative. The score is the matching head's; without itm, how well the words, all masked, are told.
+    patches (B, N, P) uint8, tokens (B, T), pad (B, 1 + T). Grad-CAM on attention as in ALBEF, arXiv:2107.07651, on a joint stack: renormalised over patches."""
+    c, L = model.config, tokens.shape[1] + 1
+    hidden = tokens if c.has('itm') else torch.full_like(tokens, model.mask_id)
+    x = torch.cat([model.unimodal(model.embed_text(hidden), pad), model.unimodal(model.embed_image(model.normalise(patches)))], 1).detach()
+    mask = ~F.pad(pad, (0, x.shape[1] - L))[:, None, None]
+    joint = model.blocks[c.n_unimodal:]
+    for block in joint[:layer]:
+        x = block(x, mask)
+    block, (B, S, D) = joint[layer], x.shape
+    q, k, v = block.attn.qkv(block.norm1(x)).view(B, S, 3, c.n_head, D // c.n_head).permute(2, 0, 3, 1, 4)
+    weight = (q @ k.transpose(2, 3) / math.sqrt(D // c.n_head)).masked_fill(~mask, -math.inf).softmax(-1)     # (B, n_head, S, S)
+    x = x + block.attn.proj((weight @ v).transpose(1, 2).reshape(B, S, D))
+    x = x + block.mlp(block.norm2(x))
+    for block in joint[layer + 1:]:
+        x = block(x, mask)
+    x = model.norm(x)
+    if c.has('itm'):
+        score = model.itm_head(x[:, 0]) @ x.new_tensor([-1., 1.])
+    else:
+        score = (model.word_logits(x[:, 1:L]).log_softmax(-1).gather(2, tokens[..., None])[..., 0] * ~pad[:, 1:]).sum(1)
+    gradient, = torch.autograd.grad(score.sum(), weight)
+    to_patches = weight[:, :, :L, L + 1:] / weight[:, :, :L, L + 1:].sum(-1, keepdim=True)
+    said = (~pad[:, None, :, None]).float()                            # [CLS] and the words: of the last layer itm reads [CLS] alone
+    heat = (to_patches * gradient[:, :, :L, L + 1:].clamp(min=0) * said).sum(2) / said.sum(2)
+    return heat.mean(1).detach()
+
+def box_of(heat, size, threshold=.5):
+    """The largest connected region of a map (n, n) above threshold x its maximum, in a picture of `size` pixels -> [x0, y0, x1, y1]."""
+    n = 4 * heat.shape[0]
+    fine = F.interpolate(heat[None, None].float(), (n, n), mode='bicubic', align_corners=False)[0, 0]
+    on, best = (fine >= threshold * fine.max()).numpy(), []
+    while on.any():
+        edge, region = [tuple(np.argwhere(on)[0])], []
+        on[edge[0]] = False
+        while edge:
+            y, x = edge.pop()
+            region.append((y, x))
+            for near in (y - 1, x), (y + 1, x), (y, x - 1), (y, x + 1):
+                if 0 <= near[0] < n and 0 <= near[1] < n and on[near]:
+                    on[near] = False
+                    edge.append(near)
+        best = max(best, region, key=len)
+    (y0, x0), (y1, x1) = np.min(best, 0), np.max(best, 0) + 1
+    return [float(v) * size / n for v in (x0, y0, x1, y1)]
+
+def iou(a, b):
+    """Of two boxes [x0, y0, x1, y1]."""
+    inside = max(0, min(a[2], b[2]) - max(a[0], b[0])) * max(0, min(a[3], b[3]) - max(a[1], b[1]))
+    return inside / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - inside)
+
+def read_phrases(model, data, pairs):
+    """What to find where -> patches (n, N, P) uint8, phrases [n], boxes (n, 4) in pixels of the model's picture: of --refs, a RefCOCO-style JSON or JSONL,
+    [{"image": path, "text": phrase, "box": [x, y, width, height]}, ...], or of the truth: objects that are the only ones of their colour and shape."""
+    c, boxes, phrases, pixels = model.config, [], [], []
+    if not refs:
+        middle = (c.full_size - c.image_size) // data.meta['patch_size'] // 2 * data.meta['patch_size']
+        patches = torch.cat([b[1] for b in batches(model, data, *pairs)])
+        for i, (scene, about) in enumerate(true_scenes(data, pairs[0])):
+            names = [(o['colour'], o['shape']) for o in scene.get('objects', [])]
+            for o, name in zip(scene.get('objects', []), names):
+                if names.count(name) == 1:
+                    boxes.append(np.array(o['box']) * c.full_size / about['size'] - middle)
+                    phrases.append(f"a {o['size']} {' '.join(name)}")
+                    pixels.append(patches[i])
+    else:
+        from PIL import Image, ImageOps
+        try:
+            text = Path(refs).read_text(encoding='utf-8')
+            rows = json.loads(text) if text.lstrip()[:1] == '[' else [json.loads(line) for line in text.splitlines() if line.strip()]
+            cut = (c.full_size - c.image_size) // 2
+            for row in rows:
+                picture = ImageOps.exif_transpose(Image.open(Path(refs).parent / row['image'])).convert('RGB')
+                (x, y, w, h), scale = row['box'], c.full_size / min(picture.size)              # the middle square, as in training
+                left, top = ((side * scale - c.full_size) / 2 + cut for side in picture.size)
+                boxes.append(np.array([x * scale - left, y * scale - top, (x + w) * scale - left, (y + h) * scale - top]))
+                square = np.asarray(ImageOps.fit(picture, (c.full_size,) * 2, Image.Resampling.BOX))[cut:cut + c.image_size, cut:cut + c.image_size]
+                pixels.append(models.patchify(torch.from_numpy(np.array(square))[None], c.patch_size)[0].to(model.pixel_mean.device))
+                phrases.append(row['text'])
+        except (OSError, ValueError, KeyError, TypeError) as e:
+            sys.exit(f'error: --refs={refs}: expected [{{"image": path, "text": phrase, "box": [x, y, width, height]}}, ...] ({type(e).__name__}: {e})')
+    boxes = np.clip(np.array(boxes).reshape(-1, 4), 0, c.image_size)
+    seen = [i for i in range(len(boxes)) if boxes[i, 2] - boxes[i, 0] >= 1 and boxes[i, 3] - boxes[i, 1] >= 1]        # the others are outside the square
+    return [pixels[i] for i in seen], [phrases[i] for i in seen], boxes[seen], len(boxes) - len(seen)
+
+def ground(model, data, pairs):
+    """Phrase grounding without having seen a box: is the map's peak inside the object's box (pointing game), how much of the map is, and the box drawn
+    around its largest region."""
+    c = model.config
+    if c.n_unimodal == c.n_layer or not (c.has('itm') or c.has('mlm')):
+        return dict(skipped='grounding needs joint layers, and itm or mlm')
+    if not truth and not refs:
+        return dict(skipped='grounding needs --truth or --refs')
+    pixels, phrases, boxes, outside = read_phrases(model, data, pairs)
+    if not phrases:
+        return dict(skipped='no phrase whose box lies in the picture')
+    layer, n = min(ground_layer, c.n_layer - c.n_unimodal - 1), c.image_size // c.patch_size
+    tokens, pad = model.tokenise(phrases)
+    tokens, pad, pixels = tokens.to(model.vocab.device), F.pad(pad, (1, 0)).to(model.vocab.device), torch.stack(pixels)
+    heat = [attention_map(model, *(x[i:i + batch_size] for x in (pixels, tokens, pad)), layer) for i in range(0, len(phrases), batch_size)]
+    heat = torch.cat(heat).view(-1, n, n).cpu()                        # (phrases, n, n)
+    centre = (torch.arange(n).float().numpy() + .5) * c.patch_size
+    def inside(box): return np.outer((centre >= box[1]) & (centre < box[3]), (centre >= box[0]) & (centre < box[2]))
+    hit, energy, overlap = [], [], []
+    for h, box in zip(heat, boxes):
+        y, x = divmod(int(h.argmax()), n)
+        hit.append(box[0] - c.patch_size / 2 <= centre[x] <= box[2] + c.patch_size / 2 and box[1] - c.patch_size / 2 <= centre[y] <= box[3] + c.patch_size / 2)
+        energy.append(float((h.numpy() * inside(box)).sum() / max(float(h.sum()), 1e-12)))
+        overlap.append(iou(box_of(h, c.image_size), box))
+    area = np.prod(np.clip((boxes[:, 2:] - boxes[:, :2] + c.patch_size) / c.image_size, 0, 1), axis=1)
+    middle = c.image_size / 2
+    at_centre = np.mean([b[0] - c.patch_size / 2 <= middle <= b[2] + c.patch_size / 2 and b[1] - c.patch_size / 2 <= middle <= b[3] + c.patch_size / 2 for b in boxes])
+    pick = np.linspace(0, len(phrases) - 1, min(n_pictures, len(phrases))).round().astype(int)
+    def drawn(i):
+        picture_ = picture(pixels[i].float() / 255, c.patch_size)
+        glow = F.interpolate(heat[i][None, None], picture_.shape[:2], mode='bicubic', align_corners=False)[0, 0].clamp(min=0)
+        return np.where((glow / glow.max().clamp(min=1e-12) > .5).numpy()[..., None], picture_, .35 * picture_ + .2)
+    sheet(['phrase', 'picture', 'where'], [[phrases[i], picture(pixels[i].float() / 255, c.patch_size), (drawn(i), 'green' if hit[i] else 'red')] for i in pick],
+          Path(run) / 'ground.png')
+    return dict(pointing=float(np.mean(hit)), pointing_chance=float(area.mean()), pointing_centre=float(at_centre), energy_in_box=float(np.mean(energy)),
+                box_iou50=float(np.mean(np.array(overlap) >= .5)), box_miou=float(np.mean(overlap)), phrases=len(phrases), phrases_outside=outside)
 
 # ----------------------------------------------------------------------------------------------------------------------
 # search
@@ -522,19 +652,21 @@ def compare(pattern):
 def main():
     if table:
         return compare(table)
-    todo = dict(retrieval=retrieval, words=words, patches=patches, keywords=keywords, pictures=pictures, curves=curves)
+    todo = dict(retrieval=retrieval, words=words, patches=patches, keywords=keywords, ground=ground, pictures=pictures, curves=curves)
     if task == 'search':
         return search(*load_run(('train', 'val', 'test')))
     if unknown := set(task.split(',')) - set(todo):
         sys.exit(f"error: no task is called {', '.join(unknown)}; there are {', '.join(todo)} and search")
     model, data = load_run()
     pairs = train.distinct_pairs(data, model.config, candidates)
-    path, results = Path(run) / 'eval.json', {}
+    path, made_of = Path(run) / 'eval.json', dict(checkpoint=checkpoint, split=split, dataset=train.dataset, iteration=model.iteration)
+    former = json.loads(path.read_text()) if path.exists() else {}
+    results = former if made_of.items() <= former.items() else made_of # tasks that were judged before stay
     for name in task.split(','):
         found = todo[name](model, data, pairs)
         print(*(f'  {k:32s}{v:.4f}' if isinstance(v, float) else f'  {k:32s}{v}' for k, v in found.items()), sep='\n', end='\n' * bool(found))
         results |= found
-    path.write_text(json.dumps(results | dict(checkpoint=checkpoint, split=split, dataset=train.dataset), indent=1))
+    path.write_text(json.dumps(results, indent=1))
     print(f'wrote {path}')
 
 if __name__ == '__main__':

@@ -685,17 +685,19 @@ class VLModel(nn.Module):
         z = self.embedding(self.unimodal(self.embed_image(self.normalise(patchify(pixels, c.patch_size)))), self.image_proj)
         return z if many is pictures else z[0]
 
+    def tokenise(self, texts):
+        """[B strings] -> tokens (B, T) in the model's vocabulary, pad (B, T) bool. Words beyond text_len tokens are not read."""
+        from prepare import gpt2_encoding
+        encoding, lookup, T = gpt2_encoding(), compact_lookup(self.vocab.cpu().numpy()), self.config.text_len
+        ids = [compact(np.array(encoding.encode_ordinary(' ' + ' '.join(t.split())), np.int64), lookup, encoding)[:T] for t in texts]
+        tokens = torch.tensor([[*map(int, i), *[0] * (T - len(i))] for i in ids])
+        return tokens, torch.arange(T) >= torch.tensor([len(i) for i in ids])[:, None]
+
     @torch.no_grad()
     def encode_text(self, texts):
         """String(s) -> unit vectors (B, proj_dim); (proj_dim,) for a single one. Words beyond text_len tokens are not read."""
-        from prepare import gpt2_encoding
         many = texts if isinstance(texts, (list, tuple)) else [texts]
-        encoding, lookup = gpt2_encoding(), compact_lookup(self.vocab.cpu().numpy())
-        ids = [compact(np.array(encoding.encode_ordinary(' ' + ' '.join(t.split()))), lookup, encoding)[:self.config.text_len] for t in many]
-        tokens = torch.zeros(len(many), self.config.text_len, dtype=torch.long)
-        for row, i in zip(tokens, ids):
-            row[:len(i)] = torch.as_tensor(i)
-        pad = torch.arange(self.config.text_len) >= torch.tensor([len(i) for i in ids])[:, None]
+        tokens, pad = self.tokenise(many)
         tokens, pad = tokens.to(self.vocab.device), F.pad(pad, (1, 0)).to(self.vocab.device)
         z = self.embedding(self.unimodal(self.embed_text(tokens), pad), self.text_proj, pad)
         return z if many is texts else z[0]
@@ -767,6 +769,7 @@ def load(path, device='cpu'):
         sys.exit(f'error: no checkpoint {path}; train one first: python train.py')
     except (KeyError, TypeError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as e:
         sys.exit(f'error: {path} is not a checkpoint of this version of train.py ({type(e).__name__}: {str(e)[:200].splitlines()[:1]})')
+    model.iteration = checkpoint.get('iter_num')
     return model.to(device).eval()
 
 @torch.no_grad()

@@ -132,6 +132,66 @@ def test_runs_without_some_objectives_say_so(scenes, tmp_path):
     assert 'to retrieve by' in done.stdout and 'no mlm objective' in done.stdout and math.isfinite(json.loads((out / 'eval.json').read_text())['psnr_masked'])
     assert Path(out / 'pictures.png').exists()
 
+# --- grounding ----------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('layer', [0, 1])
+def test_attention_maps_are_of_the_model_that_runs(scenes, monkeypatch, layer):
+    """The map is the derivative it says it is: of the score of the joint layers as they run, for words and [CLS], where it is positive; padding has no part."""
+    torch.manual_seed(0)
+    m = models.VLModel(models.VLConfig(image_size=32, full_size=32, patch_size=8, text_len=6, vocab_size=50, n_layer=4, n_unimodal=2, n_head=2, n_embd=32, proj_dim=8,
+                                       itm=1.)).eval()
+    patches, tokens = torch.randint(0, 256, (3, 16, 192), dtype=torch.uint8), torch.randint(0, 50, (3, 6))
+    pad = torch.arange(7) >= torch.tensor([7, 4, 2])[:, None]
+    heat = evaluation.attention_map(m, patches, tokens, pad, layer)
+    other = tokens.clone()
+    other[pad[:, 1:]] = 7                                              # what stands under the padding
+    assert heat.shape == (3, 16) and (heat >= 0).all() and heat.sum() > 0 and torch.allclose(heat, evaluation.attention_map(m, patches, other, pad, layer), atol=1e-7)
+    # the same map from the model's own attention: its softmax is caught where torch applies it
+    caught = []
+    def attention(q, k, v, attn_mask=None):
+        weight = (q @ k.transpose(2, 3) / q.shape[-1] ** .5 + torch.zeros(1).masked_fill(~attn_mask, -math.inf)).softmax(-1)
+        caught.append(weight)
+        return weight @ v
+    monkeypatch.setattr(models.F, 'scaled_dot_product_attention', attention)
+    text = m.unimodal(m.embed_text(tokens), pad).detach()
+    monkeypatch.undo()
+    image = m.unimodal(m.embed_image(m.normalise(patches))).detach()
+    monkeypatch.setattr(models.F, 'scaled_dot_product_attention', attention)
+    caught.clear()
+    logits = m.itm_head(m.fuse(text, image, pad)[0][:, 0])
+    weight = caught[layer]
+    gradient, = torch.autograd.grad((logits[:, 1] - logits[:, 0]).sum(), weight)
+    share = weight[:, :, :7, 8:] / weight[:, :, :7, 8:].sum(-1, keepdim=True)
+    want = torch.stack([(share * gradient[:, :, :7, 8:].clamp(min=0))[i, :, ~pad[i]].mean((0, 1)) for i in range(3)])
+    assert torch.allclose(heat, want, atol=1e-6, rtol=1e-4)
+
+def test_boxes_of_maps():
+    heat = torch.zeros(8, 8)
+    heat[2:5, 3:7], heat[0, 0] = 1., .9
+    assert evaluation.iou(evaluation.box_of(heat, 64), [24, 16, 56, 40]) > .8
+    assert evaluation.iou([0, 0, 2, 2], [1, 1, 3, 3]) == pytest.approx(1 / 7) and evaluation.iou([0, 0, 1, 1], [2, 2, 3, 3]) == 0
+
+def test_grounding_by_truth_and_by_references(scenes, trained, tmp_path, monkeypatch):
+    from PIL import Image
+    before = (trained / 'eval.json').read_text()
+    done = evaluate(f'--run={trained}', '--split=train', f'--truth={scenes}/videos/truth', '--checkpoint=latest', '--task=ground')
+    assert done.returncode == 0, done.stderr
+    r = json.loads((trained / 'eval.json').read_text())
+    assert r['phrases'] > 50 and 0 < r['pointing_chance'] < .7 and 0 <= r['pointing'] <= 1 and r.items() >= json.loads(before).items(), 'and other results stay'
+    Image.new('RGB', (80, 40), 'red').save(tmp_path / 'wide.png')
+    rows = [dict(image='wide.png', text='a red thing', box=[20, 0, 40, 40]), dict(image='wide.png', text='outside', box=[0, 0, 5, 40])]
+    (tmp_path / 'refs.json').write_text(json.dumps(rows))
+    done = evaluate(f'--run={trained}', '--split=train', f'--refs={tmp_path}/refs.json', '--checkpoint=latest', '--task=ground')
+    r = json.loads((trained / 'eval.json').read_text())
+    assert done.returncode == 0 and (r['phrases'], r['phrases_outside'], r['pointing'], r['pointing_chance']) == (1, 1, 1., 1.) and r['energy_in_box'] > .99, done.stderr
+    model = models.VLModel(models.VLConfig(image_size=32, full_size=40, patch_size=8, text_len=6, vocab_size=50, n_layer=2, n_unimodal=1, n_head=2, n_embd=32))
+    for content, words in ('{', 'expected'), ('[{"image": "absent.png", "text": "x", "box": [1, 2, 3, 4]}]', 'absent.png'), ('[{"image": "wide.png"}]', 'box'):
+        (tmp_path / 'refs.json').write_text(content)
+        monkeypatch.setattr(evaluation, 'refs', str(tmp_path / 'refs.json'))
+        with pytest.raises(SystemExit, match=words):
+            evaluation.read_phrases(model, None, None)
+    (trained / 'eval.json').write_text(before)
+
 # --- search -------------------------------------------------------------------------------------------------------------
 
 def test_search_finds_moments_and_keeps_what_it_computed(scenes, trained, tmp_path):
