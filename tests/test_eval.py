@@ -173,7 +173,7 @@ def test_boxes_of_maps():
 
 def test_grounding_by_truth_and_by_references(scenes, trained, tmp_path, monkeypatch):
     from PIL import Image
-    before = (trained / 'eval.json').read_text()
+    before = (trained / 'eval.json').read_text() if (trained / 'eval.json').exists() else '{}'
     done = evaluate(f'--run={trained}', '--split=train', f'--truth={scenes}/videos/truth', '--checkpoint=latest', '--task=ground')
     assert done.returncode == 0, done.stderr
     r = json.loads((trained / 'eval.json').read_text())
