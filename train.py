@@ -652,7 +652,7 @@ def main():
                 log(dict(iter=i) | dict(zip(names, row)) | dict(lr=get_lr(i)) | (timing if i == it - 1 else {}))
             left = int((max_iters - it) * took / n)
             say(f'iter {it}/{max_iters} | ' + ' '.join(f'{k} {v:.3f}' for k, v in zip(names, values.mean(0).tolist()) if '/' not in k) +
-                f" | lr {get_lr(it - 1):.1e} | {timing['ms']:.0f} ms, {timing['pairs_per_s']:.0f} pairs/s, " +
+                f" | lr {get_lr(it - 1):.1e} | {timing['ms']:.0f} ms, {timing['pairs_per_s']:.{0 if timing['pairs_per_s'] >= 10 else 2}f} pairs/s, " +
                 (f"{timing['tflop_per_s']:.3g} TFLOP/s, " if gflop else '') + (f"MFU {100 * timing['mfu']:.1f} %, " if 'mfu' in timing else '') +
                 f"{100 * timing['wait']:.1f} % waiting for data, {timing['memory_gb']:.2f} GB | ETA {left // 3600}:{left // 60 % 60:02d}:{left % 60:02d}")
             history, waited, mark = [], 0.0, time.perf_counter()
