@@ -5,6 +5,7 @@
     python eval.py --run=out/demo --truth=data/scenes/videos/truth  also by concept, and whether the painted colours are the right ones
     python eval.py --table='out/*'                                  compare runs: the knobs that differ, mean and deviation over seeds
     python eval.py --run=out/talks --task=search --query="a red circle" --page      the moments that show it, in any prepared set; --image=x.jpg: that look like it
+    python eval.py --run=out/demo --task=caption --image=x.jpg      what is to be seen; --task=paint --query="a red circle": the other way
 
 Zero-shot retrieval both ways; masked words with the right picture, another one and none (the honest test that pictures are used); PSNR of
 painted patches; pictures from words alone and words from pictures alone. All on videos that training never saw, windows in the middle.
@@ -25,15 +26,15 @@ run = 'out/run'                  # a folder of train.py
 checkpoint: Literal['best', 'latest'] = 'best'
 dataset = ''                     # data/<dataset>; default: the run's own
 split: Literal['test', 'val', 'train'] = 'test'
-task = 'retrieval,words,patches,keywords,ground,pictures,curves'     # or search
+task = 'retrieval,words,patches,keywords,ground,pictures,curves'     # or search, caption, paint
 candidates = 1000                # pairs to retrieve among, at most; of each video those whose words do not overlap
 rerank = 16                      # itm looks again at so many of itc's best; without itc it ranks the first 200 pairs in full
 table = ''                       # a pattern of run folders to compare, instead of --run
 truth = ''                       # folder with NAME.json per video that says what is to be seen when, for scores by concept
-query = ''                       # search: these words,
-image = ''                       # or what looks like this picture,
-top = 20                         # so many moments,
-page = False                     # as a web page, out/<run>/search.html, that works offline
+query = ''                       # search: these words; paint: from them
+image = ''                       # search: what looks like this picture; caption: what is to be seen in it, or in each of this folder
+top = 20                         # search: so many moments,
+page = False                     # also as a web page, out/<run>/search.html, that works offline
 refs = ''                        # ground: phrases and boxes of one's own pictures, RefCOCO-style, instead of the truth's
 ground_layer = 0                 # ground: which of the joint layers to look at
 n_pictures = 8                   # rows of the pictures
@@ -43,14 +44,21 @@ device = 'auto'
 
 # ----------------------------------------------------------------------------------------------------------------------
 
-def load_run(splits=None):
-    """-> (model, data): the checkpoint and the split to judge it on, or [data of each split that has frames]. train.py's knobs are set as the run had them."""
-    dev = device if device != 'auto' else 'cuda' if torch.cuda.is_available() else 'cpu'
-    path = Path(run) / f'{checkpoint}.pt'
-    path = path if path.exists() or checkpoint != 'best' else Path(run) / 'latest.pt'          # a run without a validation set
-    model = models.load(path, dev)
+def open_model():
+    """-> the checkpoint of --run. train.py's knobs are set as the run had them."""
+    path = checkpoint_path()
+    model = models.load(path, device if device != 'auto' else 'cuda' if torch.cuda.is_available() else 'cpu')
     knobs = torch.load(path, map_location='cpu', weights_only=True)['config']
     vars(train).update(knobs | dict(dataset=dataset or knobs['dataset'].split(',')[0], overfit=0, dataset_weights=()))
+    return model
+
+def checkpoint_path():
+    path = Path(run) / f'{checkpoint}.pt'
+    return path if path.exists() or checkpoint != 'best' else Path(run) / 'latest.pt'          # a run without a validation set
+
+def load_run(splits=None):
+    """-> (model, data): the checkpoint and the split to judge it on, or [data of each split that has frames]. train.py's knobs are set as the run had them."""
+    model = open_model()
     from prepare import gpt2_encoding
     sets = [d for s in splits or (split,) for d in train.open_sets(s, model.config, model.vocab.cpu().numpy(), gpt2_encoding())]
     if splits and sets:
@@ -249,8 +257,7 @@ def read_phrases(model, data, pairs):
                 (x, y, w, h), scale = row['box'], c.full_size / min(picture.size)              # the middle square, as in training
                 left, top = ((side * scale - c.full_size) / 2 + cut for side in picture.size)
                 boxes.append(np.array([x * scale - left, y * scale - top, (x + w) * scale - left, (y + h) * scale - top]))
-                square = np.asarray(ImageOps.fit(picture, (c.full_size,) * 2, Image.Resampling.BOX))[cut:cut + c.image_size, cut:cut + c.image_size]
-                pixels.append(models.patchify(torch.from_numpy(np.array(square))[None], c.patch_size)[0].to(model.pixel_mean.device))
+                pixels.append(model.read_pictures([picture])[0])
                 phrases.append(row['text'])
         except (OSError, ValueError, KeyError, TypeError) as e:
             sys.exit(f'error: --refs={refs}: expected [{{"image": path, "text": phrase, "box": [x, y, width, height]}}, ...] ({type(e).__name__}: {e})')
@@ -301,8 +308,7 @@ def ground(model, data, pairs):
 def frame_embeddings(model, data):
     """ITC embedding of every frame of a split -> (n, proj_dim) float16, memory-mapped: out/<run>/search/*.npy, made once; goes on after Ctrl-C."""
     from tqdm import tqdm
-    path = Path(run) / f'{checkpoint}.pt'
-    path = path if path.exists() else Path(run) / 'latest.pt'
+    path = checkpoint_path()
     made_of = f"{path.stat().st_mtime_ns} {path.stat().st_size} {data.meta['arrays'][f'{data.split}_patches.bin']['sha256']}"
     name = Path(run) / 'search' / f'{data.path.name}-{data.split}-{hashlib.sha256(made_of.encode()).hexdigest()[:12]}.npy'
     if not name.exists():
@@ -342,14 +348,7 @@ def search(model, sets):
         sys.exit(f'error: {run} was trained without itc, so it has no embeddings to search by; take a run with --itc=1')
     if bool(query) == bool(image):
         sys.exit('error: search needs --query="words" or --image=picture.jpg')
-    if image:
-        from PIL import Image
-        try:
-            wanted = model.encode_image(Image.open(image))
-        except OSError as e:
-            sys.exit(f'error: {image} cannot be read as a picture: {e}')
-    else:
-        wanted = model.encode_text(query)
+    wanted = model.encode_image(open_pictures()[0][1]) if image else model.encode_text(query)
     found = []
     for data in sets:
         ids, scores = nearest(frame_embeddings(model, data), wanted.float().cpu().numpy(), 8 * top)
@@ -403,6 +402,43 @@ a {{ color: #1550a0 }} mark {{ background: #ffe68a }} small {{ color: #777 }} fi
 <h1>{asked}</h1><p>{len(moments)} moments of {html.escape(train.dataset)}, best first; the number is the cosine of the embeddings.</p><main>{''.join(cards)}</main></html>
 """, encoding='utf-8')
     print(f'wrote {path}')
+
+# ----------------------------------------------------------------------------------------------------------------------
+# writing and painting on request
+
+def open_pictures():
+    """--image, a file or a folder -> [(path, PIL picture)]; exits with one line if there is none, what cannot be read is told."""
+    from PIL import Image
+    found, paths = [], sorted(Path(image).iterdir()) if Path(image).is_dir() else [Path(image)]
+    for path in paths:
+        try:
+            found.append((path, Image.open(path).convert('RGB')))
+        except (OSError, Image.DecompressionBombError) as e:
+            print(f'skipped: {path} cannot be read as a picture ({e})', file=sys.stderr)
+    if not found:
+        sys.exit(f'error: no picture in {image!r}; give --image=picture.jpg or a folder')
+    return found
+
+def caption(model):
+    """What the model writes about --image, a picture or a folder of them: words from the picture alone, by iterative unmasking -> {path: text}."""
+    if not model.config.has('mlm') or not {'xmm_text', 'amm_text'} & set(model.config.plan):
+        sys.exit(f'error: {run} has not learned to tell words from pictures; take a run with mlm and amm_text among its parts')
+    from prepare import gpt2_encoding
+    found, encoding, out = open_pictures(), gpt2_encoding(), {}
+    for some in (found[i:i + batch_size] for i in range(0, len(found), batch_size)):
+        for (path, _), words in zip(some, model.write(model.read_pictures([p for _, p in some]), write_length).cpu().numpy()):
+            out[str(path)] = encoding.decode([int(model.vocab[i]) for i in words]).strip()
+            print(f'{path}: {out[str(path)]}')
+    return out
+
+def paint(model):
+    """The picture that --query suggests, from the words alone -> out/<run>/paint.png."""
+    if not model.config.has('mim') or 'amm_image' not in model.config.plan or model.config.mim_target != 'pixels':
+        sys.exit(f'error: {run} has not learned to paint from words; take a run with mim=1, mim_target=pixels and amm_image among its parts')
+    if not query:
+        sys.exit('error: paint needs --query="words"')
+    tokens, pad = (x.to(model.vocab.device) for x in model.tokenise([query]))
+    sheet(['words', 'painted'], [[query, picture(to_pixels(model, model.paint(tokens, F.pad(pad, (1, 0))))[0], model.config.patch_size)]], Path(run) / 'paint.png')
 
 # ----------------------------------------------------------------------------------------------------------------------
 # words and patches
@@ -653,10 +689,10 @@ def main():
     if table:
         return compare(table)
     todo = dict(retrieval=retrieval, words=words, patches=patches, keywords=keywords, ground=ground, pictures=pictures, curves=curves)
-    if task == 'search':
-        return search(*load_run(('train', 'val', 'test')))
+    if task in ('search', 'caption', 'paint'):
+        return search(*load_run(('train', 'val', 'test'))) if task == 'search' else dict(caption=caption, paint=paint)[task](open_model())
     if unknown := set(task.split(',')) - set(todo):
-        sys.exit(f"error: no task is called {', '.join(unknown)}; there are {', '.join(todo)} and search")
+        sys.exit(f"error: no task is called {', '.join(unknown)}; there are {', '.join(todo)}, search, caption, paint")
     model, data = load_run()
     pairs = train.distinct_pairs(data, model.config, candidates)
     path, made_of = Path(run) / 'eval.json', dict(checkpoint=checkpoint, split=split, dataset=train.dataset, iteration=model.iteration)

@@ -674,15 +674,19 @@ class VLModel(nn.Module):
             tokens = tokens.scatter(1, keep, torch.where(tokens == self.mask_id, best, tokens).gather(1, keep))
         return tokens
 
+    def read_pictures(self, pictures):
+        """[B PIL pictures] -> patches (B, N, P) uint8: the middle square, as in evaluation."""
+        from PIL import Image, ImageOps
+        c, cut = self.config, (self.config.full_size - self.config.image_size) // 2
+        arrays = [np.asarray(ImageOps.fit(ImageOps.exif_transpose(p).convert('RGB'), (c.full_size,) * 2, Image.Resampling.BOX)) for p in pictures]
+        pixels = torch.from_numpy(np.stack(arrays))[:, cut:cut + c.image_size, cut:cut + c.image_size].to(self.pixel_mean.device)
+        return patchify(pixels, c.patch_size)
+
     @torch.no_grad()
     def encode_image(self, pictures):
         """PIL picture(s) -> unit vectors (B, proj_dim); (proj_dim,) for a single one. Compare by dot product with encode_text."""
         many = pictures if isinstance(pictures, (list, tuple)) else [pictures]
-        c, cut = self.config, (self.config.full_size - self.config.image_size) // 2
-        from PIL import Image, ImageOps
-        arrays = [np.asarray(ImageOps.fit(p.convert('RGB'), (c.full_size,) * 2, Image.Resampling.BOX)) for p in many]
-        pixels = torch.from_numpy(np.stack(arrays))[:, cut:cut + c.image_size, cut:cut + c.image_size].to(self.pixel_mean.device)
-        z = self.embedding(self.unimodal(self.embed_image(self.normalise(patchify(pixels, c.patch_size)))), self.image_proj)
+        z = self.embedding(self.unimodal(self.embed_image(self.normalise(self.read_pictures(many)))), self.image_proj)
         return z if many is pictures else z[0]
 
     def tokenise(self, texts):

@@ -7,7 +7,7 @@
 # Presets choose their learning rate among LRS by validation, with the first seed; changes of the full recipe take the one of full.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/env.sh"
-: "${TFLOP:=8}" "${SEEDS:=0 1 2}" "${LRS:=2e-3 4e-3 8e-3}" "${MODEL:=--n_embd=96 --n_head=3}" "${DTYPE:=auto}" "${DATA:=config/demo.py}" "${OUT:=out/ablations}"
+: "${TFLOP:=8}" "${SEEDS:=0 1 2}" "${LRS:=2e-3 8e-3}" "${MODEL:=--n_embd=96 --n_head=3}" "${DTYPE:=auto}" "${DATA:=config/demo.py}" "${OUT:=out/ablations}"
 first=${SEEDS%% *}
 truth=data/scenes/videos/truth
 [ -f data/scenes/meta.json ] || { python data/scenes/prepare.py; python prepare.py data/scenes/videos --dataset=scenes --image_size=64 --patch_size=8; }
@@ -55,6 +55,8 @@ else
         change no_mim "$seeds" --mim=0
     done
     for name in simla amm vilt m3ae; do arm $name config/$name.py; done
+    for name in flip albef; do learn "$OUT/$name-$first" config/$name.py --seed="$first" --learning_rate=2e-3; done # not swept
+    for name in mae bert; do learn "$OUT/$name-$first" config/$name.py --seed="$first" --learning_rate=8e-3; done
     # of 16 samples, 8 with masked words: so many of them fully (1 in full); and of the 8 with removed patches likewise
     change text_0 "$first" --parts=xmm_text:8,xmm_image:7,amm_image:1
     change text_4 "$first" --parts=xmm_text:4,amm_text:4,xmm_image:7,amm_image:1

@@ -241,6 +241,26 @@ def test_a_picture_finds_itself_and_hostile_titles_are_escaped(scenes, trained, 
     assert '<script' not in html and 'javascript:' not in html and '&lt;script&gt;' in html and 'onload="' not in html and "default-src 'none'" in html
     assert html.count('<figure>') == html.count('data:image/jpeg;base64,') > 10 and 'href="https://example.org/watch?v=&quot;&gt;&lt;b&gt;&amp;t=' in html
 
+def test_captions_and_paintings_on_request(scenes, trained, untrained, tmp_path, monkeypatch, capsys):
+    from PIL import Image
+    for colour in 'red', 'blue':
+        Image.new('RGB', (50, 40), colour).save(tmp_path / f'{colour}.png')
+    (tmp_path / 'notes.txt').write_text('no picture')
+    for name, value in dict(run=str(trained), image=str(tmp_path), query='a red circle').items():
+        monkeypatch.setattr(evaluation, name, value)
+    monkeypatch.setattr(evaluation, 'run', str(trained))
+    with torch.no_grad():
+        out = evaluation.caption(evaluation.open_model())
+        evaluation.paint(evaluation.open_model())
+    assert set(out) == {str(tmp_path / 'red.png'), str(tmp_path / 'blue.png')} and all(out.values()) and 'notes.txt cannot be read' in capsys.readouterr().err
+    assert np.asarray(Image.open(trained / 'paint.png')).std() > 20
+    monkeypatch.setattr(evaluation, 'image', 'absent')
+    with pytest.raises(SystemExit, match="no picture in 'absent'"):
+        evaluation.caption(evaluation.open_model())
+    monkeypatch.setattr(evaluation, 'query', '')
+    with pytest.raises(SystemExit, match='needs --query'):
+        evaluation.paint(evaluation.open_model())
+
 @pytest.mark.slow
 def test_a_million_frames_are_searched_in_seconds(tmp_path):
     """float16, memory-mapped: at most 3 s a query and 2 GB on 2 cores; the same frames as an exact search finds."""

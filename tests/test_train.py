@@ -13,6 +13,8 @@ DEFAULTS = {k: getattr(train, k) for k in knobs(vars(train))}
 TINY = dict(image_size=32, patch_size=8, text_len=16, context_s=.5, n_layer=3, n_unimodal=2, n_head=2, n_embd=32, proj_dim=16, batch_size=32, max_iters=12,
             warmup_iters=4, eval_interval=4, eval_iters=2, log_interval=2, device='cpu')
 
+FULL = dict(itm=1., psl=1., distill=.4, distill_iters=6, queue_size=40, parts='xmm_text:1,xmm_image:1,amm_text:1,amm_image:1', n_unimodal=2)
+
 @pytest.fixture
 def knob(monkeypatch):
     """Set train.py's knobs for one test."""
@@ -287,6 +289,37 @@ def test_two_ranks_share_their_candidates(scenes, knob, tmp_path):
         assert all(a[k] == pytest.approx(b[k], rel=1e-5) for k in ('loss', 'itc', 'mlm', 'mim')) and a['grad_norm'] == pytest.approx(b['grad_norm'], rel=1e-4)
 
 @pytest.mark.slow
+def test_memory_does_not_grow(scenes, tmp_path):
+    """4,000 steps with validation and checkpoints, as many as an hour of config/demo.py: the peak of the first tenth stays the peak."""
+    argv = command(scenes, tmp_path / 'run', max_iters=4000, eval_interval=200, log_interval=100, **FULL)
+    done = subprocess.run([sys.executable, *argv], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    memory = [x['memory_gb'] for x in read_log(tmp_path / 'run') if 'memory_gb' in x]
+    print(f'{memory[3]:.3f} GB after 400 steps, {memory[-1]:.3f} GB after 4,000')
+    assert len(memory) == 40 and memory[-1] < 1.02 * memory[3]
+
+@pytest.mark.slow
+def test_the_loader_is_as_fast_as_memory(tmp_path, knob):
+    """160 px stored, 128 px seen, warm: at least half of the rate at which numpy copies so many bytes. Needs a quiet machine."""
+    for argv in (['data/scenes/prepare.py', '--n_videos=60', '--size=160', f'--out={tmp_path}/videos'],
+                 ['prepare.py', f'{tmp_path}/videos', f'--data_dir={tmp_path}/data', '--dataset=scenes', '--image_size=160', '--patch_size=16']):
+        subprocess.run([sys.executable, *argv], check=True, capture_output=True, cwd=ROOT)
+    knob(data_dir=f'{tmp_path}/data')
+    vocab, _, encoding = train.build_vocab()
+    c = VLConfig(vocab_size=len(vocab), full_size=160)
+    sets, B, best = train.open_sets('train', c, vocab, encoding), 128, [math.inf] * 2
+    whole = np.array(sets[0].patches)
+    out = np.empty((B, *whole.shape[1:]), np.uint8)
+    for it in range(60):
+        ids = np.sort(np.random.default_rng(it).permutation(len(whole) - B)[:1])[0]
+        for k, go in enumerate((lambda: train.get_batch(sets, c, it, 0, B, B), lambda: np.copyto(out, whole[ids:ids + B]))):
+            began = time.perf_counter()
+            go()
+            best[k] = min(best[k], time.perf_counter() - began)
+    print(f'loader {out.nbytes / best[0] / 1e9:.1f} GB/s, memcpy {out.nbytes / best[1] / 1e9:.1f} GB/s')
+    assert best[1] > .5 * best[0]
+
+@pytest.mark.slow
 def test_two_nodes_meet(scenes, knob, tmp_path):
     """Two launchers, as on two machines, with a rendezvous on loopback: the run of one launcher with two ranks, to the bit."""
     torchrun(2, command(scenes, tmp_path / 'one', max_iters=6, batch_size=16))
@@ -332,8 +365,6 @@ def test_overfitting_eight_pairs_goes_to_zero(scenes, knob, tmp_path):
 def test_options_train(scenes, knob, tmp_path, values):
     log = run(knob, scenes, tmp_path / 'run', max_iters=3, **values)
     assert [x['iter'] for x in log if 'loss' in x] == [0, 1, 2] and all(math.isfinite(v) for x in log for v in x.values())
-
-FULL = dict(itm=1., psl=1., distill=.4, distill_iters=6, queue_size=40, parts='xmm_text:1,xmm_image:1,amm_text:1,amm_image:1', n_unimodal=2)
 
 def test_everything_resumes_exactly(scenes, knob, tmp_path, monkeypatch):
     """Teacher, queue, keywords and negatives too: a run that ends after a checkpoint and is started again is the unbroken one, to the bit."""
