@@ -410,6 +410,21 @@ def test_vit_weights_of_every_kind_are_loaded_and_told(tmp_path):
 
 # --- negatives, teacher, queue, keywords --------------------------------------------------------------------------------
 
+def test_weights_weigh():
+    """Half the weight, half the share of the loss: none of them is a switch."""
+    settings = dict(n_keywords=V // 2, parts=EVERY)
+    weights = dict(mlm=.5, mim=.25, itc=2., itm=.1, psl=.7)
+    m = build(**settings, **weights)
+    loss, terms = m(make_batch(m.config))
+    assert loss.item() == pytest.approx(sum(w * terms[k].item() for k, w in weights.items()), rel=1e-5)
+
+def test_activations_of_words_that_are_not_masked_never_become_logits(monkeypatch):
+    """The widest matrix of the model sees the masked slots alone."""
+    m, seen = build(parts='xmm_text:1', whole_word=False), []
+    monkeypatch.setattr(m, 'word_logits', lambda states, real=m.word_logits: seen.append(states.shape) or real(states))
+    m(make_batch(m.config))
+    assert seen == [(B * math.ceil(T * m.config.mask_rate), 32)]
+
 def test_hard_negatives_are_drawn_by_similarity_and_never_alike():
     m, g, n = build(itm=1.), torch.Generator().manual_seed(0), 6
     similar, alike = torch.randn(n, n, generator=g) * 2, torch.eye(n, dtype=torch.bool)
