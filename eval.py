@@ -5,12 +5,13 @@
     python eval.py --run=out/demo --truth=data/scenes/videos/truth  also by concept, and whether the painted colours are the right ones
     python eval.py --table='out/*'                                  compare runs: the knobs that differ, mean and deviation over seeds
     python eval.py --run=out/talks --task=search --query="a red circle" --page      the moments that show it, in any prepared set; --image=x.jpg: that look like it
+    python eval.py --run=out/full --task=classify --examples=data/vqa/v2        fine-tune: questions, pairs of pictures, entailment (data/vqa, nlvr2, snli_ve)
     python eval.py --run=out/demo --task=caption --image=x.jpg      what is to be seen; --task=paint --query="a red circle": the other way
 
-Zero-shot retrieval both ways; masked words with the right picture, another one and none (the honest test that pictures are used); PSNR of
+What the judged tasks measure: zero-shot retrieval both ways; masked words with the right picture, another one and none (the honest test that pictures are used); PSNR of
 painted patches; pictures from words alone and words from pictures alone. All on videos that training never saw, windows in the middle.
 """
-import base64, glob, hashlib, html, io, json, math, re, sys, textwrap
+import base64, functools, glob, hashlib, html, io, json, math, re, sys, textwrap
 from collections import Counter
 from pathlib import Path
 from typing import Literal
@@ -26,7 +27,7 @@ run = 'out/run'                  # a folder of train.py
 checkpoint: Literal['best', 'latest'] = 'best'
 dataset = ''                     # data/<dataset>; default: the run's own
 split: Literal['test', 'val', 'train'] = 'test'
-task = 'retrieval,words,patches,keywords,ground,pictures,curves'     # or search, caption, paint
+task = 'retrieval,words,patches,keywords,ground,pictures,curves'     # or search, caption, paint, classify
 candidates = 1000                # pairs to retrieve among, at most; of each video those whose words do not overlap
 rerank = 16                      # itm looks again at so many of itc's best; without itc it ranks the first 200 pairs in full
 table = ''                       # a pattern of run folders to compare, instead of --run
@@ -37,6 +38,13 @@ top = 20                         # search: so many moments,
 page = False                     # also as a web page, out/<run>/search.html, that works offline
 refs = ''                        # ground: phrases and boxes of one's own pictures, RefCOCO-style, instead of the truth's
 ground_layer = 0                 # ground: which of the joint layers to look at
+examples = ''                    # classify: a folder with train.jsonl, val.jsonl and, if there, test.jsonl
+only: Literal['', 'text', 'image'] = ''      # classify: the baseline that sees nothing else
+epochs = 10
+learning_rate = 1e-3             # classify: of the head; each layer below has layer_decay of the one above
+layer_decay = .75
+n_labels = 3129                  # classify: the commonest of the training answers (VQA v2: 3129)
+seed = 0
 n_pictures = 8                   # rows of the pictures
 write_length = 16                # tokens written about a picture
 batch_size = 64
@@ -404,6 +412,161 @@ a {{ color: #1550a0 }} mark {{ background: #ffe68a }} small {{ color: #777 }} fi
     print(f'wrote {path}')
 
 # ----------------------------------------------------------------------------------------------------------------------
+# fine-tuning: questions, pairs of pictures, entailment, ... one file format, one loop
+
+def read_examples(path):
+    """JSONL of {"images": [one or two paths], "text": ..., "label": ...}, or "answers": [of several people], "id" as you like -> rows with `scores`, {label:
+    what it is worth}. Of answers: 1, 2, 3, 4 people .3, .6, .9, 1, as is usual for VQA. Rows whose pictures are absent are left out and counted."""
+    rows, absent = [], 0
+    for number, line in enumerate(path.read_text(encoding='utf-8').splitlines() if path.exists() else (), 1):
+        try:
+            row = json.loads(line)
+            row['images'] = [path.parent / p for p in row['images']]
+            row['scores'] = {str(row['label']): 1.} if 'label' in row else {a: min(1, .3 * n) for a, n in Counter(row['answers']).items()}
+            if not (1 <= len(row['images']) <= 2 and isinstance(row['text'], str) and row['scores']):
+                raise ValueError('one or two images, a text, and a label or answers')
+        except (ValueError, KeyError, TypeError, AttributeError) as e:
+            sys.exit(f'error: {path}, line {number}: expected {{"images": [...], "text": ..., "label": ...}} ({type(e).__name__}: {e})')
+        if all(p.exists() for p in row['images']):
+            rows.append(row)
+        else:
+            absent += 1
+    if absent:
+        print(f'{path}: {absent} of {absent + len(rows)} examples left out: their pictures are absent')
+    if not rows:
+        sys.exit(f'error: {path} is absent or has no example whose pictures are there')
+    return rows
+
+def worth(row, answer):
+    """What an answer scores: the label's worth; of several people's answers the official VQA accuracy, mean over the others of min(count / 3, 1)."""
+    if 'answers' not in row:
+        return row['scores'].get(answer, 0.)
+    people = row['answers']
+    return float(np.mean([min((people[:i] + people[i + 1:]).count(answer) / 3, 1) for i in range(len(people))]))
+
+class Classifier(torch.nn.Module):
+    """The [CLS] of words fused with each picture -> two layers -> scores of the labels. `only`: 'text' or 'image' hides the other, the honest baseline.
+    Without joint layers (CLIP): the two [CLS] side by side."""
+    def __init__(self, model, n_images, n_labels, only):
+        super().__init__()
+        c, self.model, self.only = model.config, model, only
+        self.towers = c.n_unimodal == c.n_layer
+        width = c.n_embd * (n_images if only != 'text' else 1) * (2 if self.towers and not only else 1)
+        self.head = torch.nn.Sequential(torch.nn.Linear(width, 2 * c.n_embd), torch.nn.LayerNorm(2 * c.n_embd), torch.nn.GELU(), torch.nn.Linear(2 * c.n_embd, n_labels))
+
+    def forward(self, patches, tokens, pad):
+        """patches (B, I, N, P) uint8, tokens (B, T), pad (B, 1 + T) -> (B, labels)."""
+        m, text, seen = self.model, None, []
+        if self.only != 'image':
+            text = m.unimodal(m.embed_text(tokens), pad)
+        for i in range(patches.shape[1] if self.only != 'text' else 1):
+            image = None if self.only == 'text' else m.unimodal(m.embed_image(m.normalise(patches[:, i])))
+            if self.towers:
+                seen += [x[:, 0] for x in (text, image) if x is not None]
+            else:
+                fused_text, fused_image, _ = m.fuse(text, image, pad)
+                seen.append((fused_image if text is None else fused_text)[:, 0])
+        return self.head(torch.cat(seen, 1).float())
+
+@functools.lru_cache(200_000)
+def square(path, size):
+    """A picture -> its middle square, (size, size, 3) uint8."""
+    from PIL import Image, ImageOps
+    try:
+        return np.asarray(ImageOps.fit(ImageOps.exif_transpose(Image.open(path)).convert('RGB'), (size,) * 2, Image.Resampling.BOX))
+    except OSError as e:
+        sys.exit(f'error: {path} cannot be read as a picture ({e}); take it out of the examples')
+
+def classify(model):
+    """Fine-tune on --examples, keep the epoch that is best on val.jsonl, judge it once on test.jsonl -> {split: score, ...}. Ctrl-C and again: it goes on."""
+    c, folder, model.teacher = model.config, Path(examples), None
+    rows = {s: read_examples(folder / f'{s}.jsonl') for s in ('train', 'val', 'test') if s != 'test' or (folder / 'test.jsonl').exists()}
+    count = Counter()
+    for row in rows['train']:
+        count.update(row['scores'])
+    labels, exclusive = [k for k, _ in count.most_common(n_labels)], all(list(r['scores'].values()) == [1.] for r in rows['train'])
+    place, dev, n_images = {k: i for i, k in enumerate(labels)}, model.vocab.device, {len(r['images']) for rs in rows.values() for r in rs}
+    if len(n_images) > 1 or len(labels) < 2:
+        sys.exit(f'error: {folder}: ' + ('some examples have one picture and some two' if len(n_images) > 1 else 'all examples have the same label'))
+    for s, some in rows.items():
+        if lost := sum(not place.keys() & r['scores'].keys() for r in some):
+            print(f'{folder / s}.jsonl: {lost} of {len(some)} examples have no answer among the {len(labels)} labels, and count as wrong')
+    net = Classifier(model, n_images.pop(), len(labels), only).to(dev)
+    torch.manual_seed(seed)
+    for p in net.head:
+        if hasattr(p, 'reset_parameters'):
+            p.reset_parameters()
+    def depth(name):                                                   # 0: embeddings ... n_layer, the head n_layer + 1
+        return c.n_layer + 1 if name.startswith('head') or 'model.norm' in name else int(name.split('.')[2]) + 1 if name.startswith('model.blocks.') else 0
+    groups = [dict(params=[p], scale=layer_decay ** (c.n_layer + 1 - depth(n)), weight_decay=.05 * (p.dim() == 2))
+              for n, p in net.named_parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(groups, lr=learning_rate)
+
+    def batch_of(some, rng=None):
+        pixels = np.stack([[square(str(p), c.full_size) for p in r['images']] for r in some])                   # (B, I, H, W, 3)
+        free = c.full_size - c.image_size
+        at = np.full((len(some), 2), free // 2) if rng is None else rng.integers(0, free + 1, (len(some), 2))
+        pixels = np.stack([x[:, y:y + c.image_size, z:z + c.image_size] for x, (y, z) in zip(pixels, at)])
+        patches = models.patchify(torch.from_numpy(pixels.reshape(-1, *pixels.shape[2:])), c.patch_size).view(*pixels.shape[:2], c.n_patches, -1)
+        tokens, pad = model.tokenise([r['text'] for r in some])
+        return patches.to(dev), tokens.to(dev), F.pad(pad, (1, 0)).to(dev)
+    def judge(split):
+        net.eval()
+        with torch.no_grad():
+            chosen = [labels[i] for k in range(0, len(rows[split]), batch_size) for i in net(*batch_of(rows[split][k:k + batch_size])).argmax(1).tolist()]
+        return chosen, float(np.mean([worth(r, a) for r, a in zip(rows[split], chosen)]))
+
+    out = Path(run) / '-'.join(['classify', folder.name, *([only] if only else []), str(seed)])
+    out.mkdir(exist_ok=True)
+    epoch, best, best_epoch, steps = 0, -1., 0, -(-len(rows['train']) // batch_size)
+    if (out / 'latest.pt').exists():
+        was = torch.load(out / 'latest.pt', map_location=dev, weights_only=True)
+        if was['labels'] != labels or was['epochs'] != epochs or was['learning_rate'] != learning_rate:
+            sys.exit(f'error: {out} was begun with other labels, epochs or learning rate; remove it, or take another --seed')
+        net.load_state_dict(was['net'])
+        optimizer.load_state_dict(was['optimizer'])
+        epoch, best, best_epoch = was['epoch'], was['best'], was['best_epoch']
+    while epoch < epochs and epoch - best_epoch < 4:                   # three epochs without a better one: enough
+        rng = np.random.default_rng([seed, epoch])
+        order, total = rng.permutation(len(rows['train'])), 0.
+        net.train()
+        for k in range(steps):
+            some, done = [rows['train'][i] for i in order[k * batch_size:(k + 1) * batch_size]], (epoch * steps + k) / (epochs * steps)
+            for group in optimizer.param_groups:
+                group['lr'] = learning_rate * group['scale'] * min((done + 1e-3) / .1, (1 - done) / .9)           # 10 % warm-up, then linear to 0
+            target = torch.zeros(len(some), len(labels), device=dev)
+            for row, t in zip(some, target):
+                for a, value in row['scores'].items():
+                    if a in place:
+                        t[place[a]] = value
+            with torch.enable_grad():
+                logits = net(*batch_of(some, rng))
+                loss = F.cross_entropy(logits, target) if exclusive else F.binary_cross_entropy_with_logits(logits, target) * len(labels)
+                loss.backward()
+            torch.nn.utils.clip_grad_norm_(net.parameters(), 1.)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            total += loss.item() / steps
+        epoch += 1
+        value = judge('val')[1]
+        print(f'epoch {epoch}/{epochs} | loss {total:.3f} | val {100 * value:.1f} %', flush=True)
+        if value > best:
+            best, best_epoch = value, epoch
+            train.save_checkpoint(out / 'best.pt', net=net.state_dict(), labels=labels)
+        train.save_checkpoint(out / 'latest.pt', net=net.state_dict(), optimizer=optimizer.state_dict(), labels=labels, epoch=epoch, best=best, best_epoch=best_epoch,
+                              epochs=epochs, learning_rate=learning_rate)
+    net.load_state_dict(torch.load(out / 'best.pt', map_location=dev, weights_only=True)['net'])
+    found = dict(task=folder.name, only=only or 'words and pictures', seed=seed, labels=len(labels), best_epoch=best_epoch, train_examples=len(rows['train']))
+    for s in [s for s in ('val', 'test') if s in rows]:
+        chosen, found[s] = judge(s)
+        found |= {f'{s}_commonest': float(np.mean([worth(r, labels[0]) for r in rows[s]])), f'{s}_examples': len(rows[s])}
+        with open(out / f'predictions_{s}.jsonl', 'w', encoding='utf-8') as f:
+            f.writelines(json.dumps(dict(id=r.get('id', i), answer=a)) + '\n' for i, (r, a) in enumerate(zip(rows[s], chosen)))
+    (out / 'result.json').write_text(json.dumps(found, indent=1))
+    print(*(f'  {k:32s}{v:.4f}' if isinstance(v, float) else f'  {k:32s}{v}' for k, v in found.items()), f'wrote {out}/result.json, predictions_*.jsonl', sep='\n')
+    return found
+
+# ----------------------------------------------------------------------------------------------------------------------
 # writing and painting on request
 
 def open_pictures():
@@ -689,10 +852,10 @@ def main():
     if table:
         return compare(table)
     todo = dict(retrieval=retrieval, words=words, patches=patches, keywords=keywords, ground=ground, pictures=pictures, curves=curves)
-    if task in ('search', 'caption', 'paint'):
-        return search(*load_run(('train', 'val', 'test'))) if task == 'search' else dict(caption=caption, paint=paint)[task](open_model())
+    if task in ('search', 'caption', 'paint', 'classify'):
+        return search(*load_run(('train', 'val', 'test'))) if task == 'search' else dict(caption=caption, paint=paint, classify=classify)[task](open_model())
     if unknown := set(task.split(',')) - set(todo):
-        sys.exit(f"error: no task is called {', '.join(unknown)}; there are {', '.join(todo)}, search, caption, paint")
+        sys.exit(f"error: no task is called {', '.join(unknown)}; there are {', '.join(todo)}, search, caption, paint, classify")
     model, data = load_run()
     pairs = train.distinct_pairs(data, model.config, candidates)
     path, made_of = Path(run) / 'eval.json', dict(checkpoint=checkpoint, split=split, dataset=train.dataset, iteration=model.iteration)

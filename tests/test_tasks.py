@@ -1,0 +1,161 @@
+"""pytest tests/test_tasks.py -q      public task files -> examples -> fine-tuning"""
+import json, shutil, subprocess, sys
+import numpy as np
+import pytest
+import torch
+import eval as evaluation
+import model as models
+from conftest import ROOT
+from PIL import Image
+from test_train import command
+
+def go(*argv):
+    return subprocess.run([sys.executable, *map(str, argv)], capture_output=True, text=True, cwd=ROOT)
+
+def rows(path):
+    return [json.loads(line) for line in open(path, encoding='utf-8')]
+
+@pytest.fixture(scope='session')
+def tasks(scenes, tmp_path_factory):
+    """The truth of the small scenes in the public formats, and read back by the adapters -> folder with vqa, nlvr2, snli_ve."""
+    root = tmp_path_factory.mktemp('tasks')
+    done = go('data/scenes/tasks.py', f'--videos={scenes}/videos', f'--dataset={scenes}/data/scenes', f'--out={root}/source')
+    assert done.returncode == 0, done.stderr
+    for name in 'vqa', 'nlvr2', 'snli_ve':
+        done = go(f'data/{name}/prepare.py', f'--source={root}/source/{name}', f'--out={root}/{name}')
+        assert done.returncode == 0, done.stderr
+    return root
+
+def test_scenes_are_true_in_every_format(scenes, tasks):
+    vqa = rows(tasks / 'vqa/train.jsonl')
+    assert len(vqa) > 100 and all(len(r['images']) == 1 and (tasks / 'vqa' / r['images'][0]).exists() and len(set(r['answers'])) == 1 for r in vqa)
+    assert .3 < np.mean([r['answers'][0] == 'yes' for r in vqa if r['answers'][0] in ('yes', 'no')]) < .7
+    pairs = rows(tasks / 'nlvr2/train.jsonl')
+    assert len(pairs) > 50 and all(len(r['images']) == 2 and r['label'] in ('true', 'false') for r in pairs) and .3 < np.mean([r['label'] == 'true' for r in pairs]) < .7
+    assert {r['label'] for r in rows(tasks / 'snli_ve/train.jsonl')} == {'entailment', 'contradiction', 'neutral'}
+    held = {r['title'] for r in rows(scenes / 'data/scenes/videos.jsonl') if r['split'] != 'train'}
+    pictures = {s: {(tasks / 'vqa' / r['images'][0]).resolve().name for r in rows(tasks / f'vqa/{s}.jsonl')} for s in ('train', 'val', 'test')}
+    assert held and len(pictures['val'] | pictures['test']) == 6 * len(held) and not pictures['train'] & (pictures['val'] | pictures['test'])
+
+def test_vqa_files_with_their_oddities(tmp_path):
+    source = tmp_path / 'v2'
+    for split in 'train2014', 'val2014':
+        (source / split).mkdir(parents=True)
+        for n in (1, 2, 10, 524291):
+            Image.new('RGB', (9, 9)).save(source / split / f'COCO_{split}_{n:012d}.jpg')
+        asked = [dict(image_id=n, question_id=10 * n, question=f'Qué, is {n}?') for n in (1, 2, 10, 524291, 77)] + [dict(image_id=1, question_id=10, question='again')]
+        people = ['The  Cat.', 'two', '3,000', "it's", 'a dog!', 'no', 'No', 'NO', 'no', 'ó']
+        told = [dict(question_id=10 * n, multiple_choice_answer='x', answers=[dict(answer=a) for a in people]) for n in (1, 10, 524291, 77)]
+        (source / f'v2_OpenEnded_mscoco_{split}_questions.json').write_text(json.dumps(dict(info={}, questions=asked)))
+        (source / f'v2_mscoco_{split}_annotations.json').write_text(json.dumps(dict(info={}, annotations=told)))
+    done = go('data/vqa/prepare.py', f'--source={source}', f'--out={tmp_path}/out')
+    assert all(words in done.stdout for words in ('3 train, 1 val, 2 test', '2: no_answers', '2: no_picture', '2: number_came_before')), done.stderr
+    row = rows(tmp_path / 'out/train.jsonl')[0]
+    assert row['text'] == 'Qué, is 1?' and row['answers'] == ['cat', '2', '3,000', "it's", 'dog', 'no', 'no', 'no', 'no', 'ó'] and row['id'] == 10
+    done = go('data/vqa/prepare.py', f'--source={tmp_path}/absent', f'--out={tmp_path}/out')
+    assert done.returncode == 1 and 'must be the folder' in done.stderr and 'Traceback' not in done.stderr
+
+def test_nlvr2_and_snli_ve_files_with_their_oddities(tmp_path):
+    source = tmp_path / 'n'
+    for split, folder in ('train', 'train/7'), ('dev', 'dev'), ('test1', 'test1'):
+        (source / 'images' / folder).mkdir(parents=True)
+        for k in range(2):
+            Image.new('RGB', (9, 9)).save(source / 'images' / folder / f'{split}-3-1-img{k}.png')
+        base = dict(directory=7) if split == 'train' else {}
+        lines = [base | dict(identifier=f'{split}-3-1-0', sentence='Zwei Vögel', label='True'), base | dict(identifier=f'{split}-3-1-1', sentence='s', label='False'),
+                 base | dict(identifier=f'{split}-4-1-0', sentence='gone', label='True'), base | dict(identifier=f'{split}-3-1-2', sentence='s', label='')]
+        (source / f'{split}.json').write_text(''.join(json.dumps(x) + '\n' for x in lines))
+        lines = [dict(Flickr30K_ID=i, sentence2='a man', gold_label=g) for i, g in (('1', 'entailment'), ('1', '-'), ('2', 'neutral'))]
+        (source / f"snli_ve_{split.rstrip('1')}.jsonl").write_text(''.join(json.dumps(x) + '\n' for x in lines))
+    (source / 'flickr30k_images').mkdir()
+    Image.new('RGB', (9, 9)).save(source / 'flickr30k_images/1.jpg')
+    done = go('data/nlvr2/prepare.py', f'--source={source}', f'--out={tmp_path}/nlvr2')
+    assert '2 train, 2 val, 2 test' in done.stdout and '3: no_picture' in done.stdout and '3: no_label' in done.stdout, done.stderr
+    assert rows(tmp_path / 'nlvr2/train.jsonl')[0] | dict(images=0) == dict(id='train-3-1-0', images=0, text='Zwei Vögel', label='true')
+    done = go('data/snli_ve/prepare.py', f'--source={source}', f'--out={tmp_path}/ve')
+    assert '1 train, 1 val, 1 test' in done.stdout and '3: no_label' in done.stdout and '3: no_picture' in done.stdout, done.stderr + done.stdout
+
+def test_what_answers_are_worth(tmp_path):
+    people = ['cat'] * 2 + ['dog'] * 5 + ['cow', 'pig', 'hen']
+    row = dict(answers=people)
+    assert evaluation.worth(row, 'dog') == 1 and evaluation.worth(row, 'owl') == 0 and evaluation.worth(row, 'cat') == pytest.approx((2 * 1 / 3 + 8 * 2 / 3) / 10)
+    Image.new('RGB', (9, 9)).save(tmp_path / 'x.png')
+    lines = [dict(images=['x.png'], text='t', answers=people), dict(images=['gone.png'], text='t', label='a')]
+    (tmp_path / 'train.jsonl').write_text('\n'.join(map(json.dumps, lines)))
+    row, = evaluation.read_examples(tmp_path / 'train.jsonl')
+    assert row['scores'] == pytest.approx(dict(cat=.6, dog=1, cow=.3, pig=.3, hen=.3))
+    for line, words in ('{"images": ["x.png"], "text": "t"}', 'line 1'), ('nonsense', 'line 1'), ('', 'no example'), (
+            '{"images": ["x.png", "x.png", "x.png"], "text": "t", "label": "a"}', 'one or two'), ('{"images": ["x.png"], "text": 5, "label": "a"}', 'a text'):
+        (tmp_path / 'bad.jsonl').write_text(line)
+        with pytest.raises(SystemExit, match=words):
+            evaluation.read_examples(tmp_path / 'bad.jsonl')
+
+@pytest.fixture
+def fine_tune(scenes, tmp_path, monkeypatch):
+    """-> a function that fine-tunes a small untrained model in a folder of its own."""
+    def build(out, **settings):
+        done = go(*command(scenes, out, max_iters=1, eval_interval=0, **settings))
+        assert done.returncode == 0, done.stderr
+        return out
+    def run(out, **knobs):
+        for k, v in (dict(run=str(out), checkpoint='latest', epochs=2, batch_size=32, seed=0, only='', n_labels=3129) | knobs).items():
+            monkeypatch.setattr(evaluation, k, v)
+        with torch.no_grad():
+            return evaluation.classify(evaluation.open_model())
+    return build, run
+
+def test_fine_tuning_learns_resumes_and_counts(tasks, fine_tune, tmp_path, monkeypatch):
+    build, run = fine_tune
+    out = build(tmp_path / 'run', n_embd=64)
+    whole = run(out, examples=str(tasks / 'nlvr2'), epochs=3)
+    n = whole['test_examples']
+    assert whole['labels'] == 2 and 0 <= whole['test'] <= 1 and n == len(rows(tasks / 'nlvr2/test.jsonl')) == len(rows(out / 'classify-nlvr2-0/predictions_test.jsonl'))
+    shutil.copytree(out, tmp_path / 'again', ignore=shutil.ignore_patterns('classify*'))
+    worth, calls = evaluation.worth, []
+    def stop_in_the_second_epoch(*a):
+        calls.append(1)
+        if len(calls) > 1.5 * whole['val_examples']:
+            raise KeyboardInterrupt
+        return worth(*a)
+    monkeypatch.setattr(evaluation, 'worth', stop_in_the_second_epoch)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / 'again', examples=str(tasks / 'nlvr2'), epochs=3)
+    monkeypatch.setattr(evaluation, 'worth', worth)
+    assert run(tmp_path / 'again', examples=str(tasks / 'nlvr2'), epochs=3) == whole
+    a, b = (torch.load(o / 'classify-nlvr2-0/best.pt', weights_only=True)['net'] for o in (out, tmp_path / 'again'))
+    assert all(torch.equal(a[k], b[k]) for k in a), 'to the bit'
+    with pytest.raises(SystemExit, match='was begun with other'):
+        run(out, examples=str(tasks / 'nlvr2'), epochs=5)
+    assert run(out, examples=str(tasks / 'vqa'), epochs=1, n_labels=3)['labels'] == 3
+    assert run(out, examples=str(tasks / 'snli_ve'), epochs=1, only='text')['only'] == 'text'
+
+def test_one_picture_is_learned_by_heart(fine_tune, tmp_path):
+    """Colours from pictures: the words do not tell, so the baseline that sees only the words must fail where the whole succeeds. CLIP's towers too."""
+    build, run = fine_tune
+    (tmp_path / 'colours').mkdir()
+    for split, n in ('train', 96), ('val', 24):
+        lines = []
+        for i in range(n):
+            colour = ('red', 'green', 'blue')[i % 3]
+            Image.new('RGB', (40, 40), colour).save(tmp_path / f'colours/{split}{i}.png')
+            lines.append(dict(images=[f'{split}{i}.png'], text='which colour is this?', label=colour))
+        (tmp_path / f'colours/{split}.jsonl').write_text(''.join(json.dumps(x) + '\n' for x in lines))
+    for settings in dict(n_embd=32), dict(n_embd=32, parts='clean:1', mlm=0., mim=0., n_unimodal=3):
+        out = build(tmp_path / f'run{len(settings)}', **settings)
+        whole = run(out, examples=str(tmp_path / 'colours'), epochs=6)
+        assert whole['val'] > .9 and 'test' not in whole
+        assert run(out, examples=str(tmp_path / 'colours'), epochs=2, only='text')['val'] == pytest.approx(1 / 3)
+    assert run(out, examples=str(tmp_path / 'colours'), epochs=6, only='image')['val'] > .9
+
+def test_the_head_reads_words_and_every_picture():
+    torch.manual_seed(0)
+    m = models.VLModel(models.VLConfig(image_size=32, full_size=32, patch_size=8, text_len=6, vocab_size=50, n_layer=3, n_unimodal=2, n_head=2, n_embd=32)).eval()
+    patches, tokens, pad = torch.randint(0, 256, (2, 2, 16, 192), dtype=torch.uint8), torch.randint(0, 50, (2, 6)), torch.zeros(2, 7, dtype=torch.bool)
+    changed = [patches.clone(), patches.clone()]
+    changed[0][:, 0], changed[1][:, 1] = 0, 0
+    for only, words, first, second in ('', True, True, True), ('text', True, False, False), ('image', False, True, True):
+        net = evaluation.Classifier(m, 2, 5, only).eval()
+        with torch.no_grad():
+            before = net(patches, tokens, pad)
+            for now, reads in (net(patches, (tokens + 1) % 50, pad), words), (net(changed[0], tokens, pad), first), (net(changed[1], tokens, pad), second):
+                assert torch.equal(before, now) != reads
