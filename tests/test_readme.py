@@ -9,7 +9,7 @@ from model import VLConfig
 README = (ROOT / 'README.md').read_text(encoding='utf-8')
 TEXTS = README + ''.join(p.read_text() for p in [*ROOT.glob('*.py'), *ROOT.glob('config/*.py'), *ROOT.glob('runs/*.sh'), *ROOT.glob('data/*/*.py')])
 COMMANDS = sorted({c.rstrip(').,') for c in re.findall(r'(?:python|nproc_per_node=\d+) ((?:\w+/)*\w+\.py(?: "[^"\n]*"| [^#\s;"\'`<&]+)*)', TEXTS)
-                   if '$@' not in c and '${@' not in c})
+                   if '$' not in c.replace('=$r', '')})
 
 def script(name):
     spec = importlib.util.spec_from_file_location('script_' + name.replace('/', '_')[:-3], ROOT / name)
