@@ -8,7 +8,7 @@ Ctrl-C or a crash, then the same command: the run goes on from out_dir/latest.pt
 nothing random has a state: the order of the samples, their windows and their masks are a pure function of (seed, iteration, position).
 B samples, G x G stored patches per frame of which the model sees a window, T text tokens, N patches.
 """
-import functools, json, math, mmap, os, resource, signal, subprocess, sys, time, types, warnings
+import functools, json, math, mmap, os, resource, signal, subprocess, sys, time, types, uuid, warnings
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -459,6 +459,24 @@ def not_finite(values, names, first, sets, c, total):
     sys.exit(f"error: {', '.join(wrong)} not finite at iteration {first + row}, on frames {str(ids)[:300]}. The checkpoints are from before it. "
              'Lower --learning_rate, or take --dtype=float32; the same samples come again at this iteration')
 
+def meet(backend):
+    """init_process_group under a name that only the ranks of this start know. The store of torchrun outlives restarts, with the addresses of
+    the ranks that died in it (pytorch issue 135712, again in 2.13): some then connect to those, and wait or fail."""
+    store, rank, world = next(torch.distributed.rendezvous('env://'))
+    me = uuid.uuid4().hex
+    if rank:
+        store.set(f'here/{rank}', me)
+        name = store.get(f'name/{me}').decode()                        # waits for rank 0
+        store.set(f'seen/{name}/{rank}', '')
+    else:
+        name, waiting = me, set(range(1, world))
+        while waiting:                                                 # what stands in here/ may be of the dead: answer until the living have seen it
+            for r in [r for r in waiting if store.check([f'here/{r}'])]:
+                store.set('name/' + store.get(f'here/{r}').decode(), name)
+            waiting -= {r for r in waiting if store.check([f'seen/{name}/{r}'])}
+            time.sleep(.02)
+    torch.distributed.init_process_group(backend, store=torch.distributed.PrefixStore(name, store), rank=rank, world_size=world)
+
 # ----------------------------------------------------------------------------------------------------------------------
 
 def main():
@@ -470,7 +488,7 @@ def main():
         torch.cuda.set_device(dev)
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     if world > 1:
-        torch.distributed.init_process_group('nccl' if dev.type == 'cuda' else 'gloo')
+        meet('nccl' if dev.type == 'cuda' else 'gloo')
     precision = dtype if dtype != 'auto' else 'bfloat16' if dev.type == 'cuda' and torch.cuda.is_bf16_supported() else 'float32'
     autocast = nullcontext if precision == 'float32' else lambda: torch.autocast(dev.type, getattr(torch, precision))
     scaler = torch.amp.GradScaler(dev.type, enabled=precision == 'float16')

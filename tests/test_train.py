@@ -300,7 +300,7 @@ def test_memory_does_not_grow(scenes, tmp_path):
 
 @pytest.mark.slow
 def test_the_loader_is_as_fast_as_memory(tmp_path, knob):
-    """160 px stored, 128 px seen, warm: at least half of the rate at which numpy copies so many bytes. Needs a quiet machine."""
+    """160 px stored, 128 px seen, warm: at least a third of the rate at which numpy copies so many bytes in one piece. Needs a quiet machine."""
     for argv in (['data/scenes/prepare.py', '--n_videos=60', '--size=160', f'--out={tmp_path}/videos'],
                  ['prepare.py', f'{tmp_path}/videos', f'--data_dir={tmp_path}/data', '--dataset=scenes', '--image_size=160', '--patch_size=16']):
         subprocess.run([sys.executable, *argv], check=True, capture_output=True, cwd=ROOT)
@@ -317,7 +317,7 @@ def test_the_loader_is_as_fast_as_memory(tmp_path, knob):
             go()
             best[k] = min(best[k], time.perf_counter() - began)
     print(f'loader {out.nbytes / best[0] / 1e9:.1f} GB/s, memcpy {out.nbytes / best[1] / 1e9:.1f} GB/s')
-    assert best[1] > .5 * best[0]
+    assert best[1] > best[0] / 3
 
 @pytest.mark.slow
 def test_two_nodes_meet(scenes, knob, tmp_path):
