@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What each part is worth: presets, and changes of the full recipe, at equal counted compute on the embedded set -> out/ablations/table.md, table.json.
-#   bash runs/ablations.sh                                      about 100 minutes on 2 CPU cores; Ctrl-C and again: it goes on
+#   bash runs/ablations.sh                                      some 3 hours on 2 CPU cores; Ctrl-C and again: it goes on
 #   TFLOP=80 SEEDS="0 1 2 3 4" MODEL="--n_embd=128 --n_head=4" bash runs/ablations.sh
 #   bash runs/ablations.sh "mask6: --mask_rate=.6" flip         only full, these changes of it, and these presets
 #   DATA=config/drawings.py MODEL= TRUTH= OUT=out/ablations_drawings bash runs/ablations.sh clip "no_amm: --parts=xmm_text:1,xmm_image:1"
