@@ -11,7 +11,7 @@
 What the judged tasks measure: zero-shot retrieval both ways; masked words with the right picture, another one and none (the honest test that pictures are used); PSNR of
 painted patches; pictures from words alone and words from pictures alone. All on videos that training never saw, windows in the middle.
 """
-import base64, functools, glob, hashlib, html, io, json, math, re, sys, textwrap
+import base64, functools, glob, hashlib, html, io, json, math, re, sys, tempfile, textwrap, time
 from collections import Counter
 from pathlib import Path
 from typing import Literal
@@ -110,77 +110,144 @@ def concepts(data, ids):
 # ----------------------------------------------------------------------------------------------------------------------
 # retrieval
 
-def recalls(score, concept=None):
-    """score (n, n), the truth on the diagonal -> R@1/5/10 and the median rank (1 is best); by concept: any candidate of the same name is right."""
-    rank = train.ranks(score)
-    out = {f'r{k}': (rank < k).float().mean().item() for k in (1, 5, 10)} | dict(median_rank=rank.median().item() + 1)
-    if concept is not None:
-        same = torch.from_numpy(concept[:, None] == concept)
-        best = score.masked_fill(~same, -math.inf).max(1).values[:, None]
-        rank = (score > best).sum(1)[torch.from_numpy(concept != '')]
-        out |= {f'concept_r{k}': (rank < k).float().mean().item() for k in (1, 5, 10)}
-    return out
+def hits(score, mine, theirs):
+    """score (q, n) of queries against candidates, labels mine (q,), theirs (n,) -> rank of each query's best candidate of its label, 0 is best; ties
+    count against it, other right ones do not."""
+    same = mine[:, None] == theirs
+    best = score.masked_fill(~same, -math.inf).max(1, keepdim=True).values
+    return ((score >= best) & ~same).sum(1)
+
+def recalls(rank):
+    return {f'r{k}': (rank < k).float().mean().item() for k in (1, 5, 10)} | dict(median_rank=rank.median().item() + 1)
+
+def every_caption(data, ids, start, length):
+    """All captions of each picture of an image-caption list, else the words of each frame -> start, length (m,), owner (m,): which of ids they are of."""
+    found, T = [], train.text_len
+    for i, v in enumerate(data.videos[data.frames['video'][ids]]):
+        if not v['flags'] & 1:
+            found.append((start[i], length[i], i))
+            continue
+        ends = int(v['token_start']) + np.flatnonzero(data.tokens[v['token_start']:v['token_end']] == 50256)
+        found += [(a, min(b - a, T), i) for a, b in zip([int(v['token_start']), *(ends[:-1] + 1)], ends) if b > a]
+    return np.array(found).reshape(-1, 3).T
+
+def encode(model, x, keep):
+    """Batches of unimodal states (b, L, D) -> embeddings (n, proj_dim) or None without itc; if `keep`, the states too (n, L, D) float16, in a file that the
+    system pages in and out: memory stays bounded however many there are."""
+    file, z, shape = tempfile.TemporaryFile(dir=run), [], None
+    for states, pad in x:
+        if model.config.has('itc'):
+            z.append(model.embedding(states, model.image_proj if pad is None else model.text_proj, pad).cpu())
+        if keep:
+            file.write(states.half().cpu().numpy().tobytes())
+            shape = states.shape[1:]
+    return torch.cat(z) if z else None, torch.from_numpy(np.memmap(file, np.float16, 'c').reshape(-1, *shape)) if keep else None
 
 def retrieval(model, data, pairs):
-    """Zero-shot: rank by the dot product of the ITC embeddings; by the matching head; by how well the words are told from the picture."""
-    c, concept, n, out, scores = model.config, concepts(data, pairs[0]), len(pairs[0]), {}, {}
-    if c.has('itc'):
-        image, text = train.encode_pairs(model, data, *pairs)
-        score = scores[''] = (image @ text.T).cpu()                    # (n, n): pictures i, words j
-    if c.has('mlm') and 'amm_text' in c.plan:
-        scores['likelihood_'] = likelihood(model, data, pairs)
-    if c.has('itm'):
-        some = [p[:200] for p in pairs] if not scores else pairs
-        scores['itm_'] = matching(model, data, some, scores.get(''))
-    for name, s in scores.items():
-        for way, ranked in ('i2t_', s), ('t2i_', s.T):
-            out |= {name + way + k: v for k, v in recalls(ranked, concept if len(s) == n else None).items() if not name or k == 'r1'}
-    if not scores:
+    """Both ways, by the dot product of the ITC embeddings; the `rerank` best of them again by the matching head, from kept unimodal states; by how well the
+    words are told from the picture. One batch of queries at a time meets all candidates."""
+    c, dev, ids = model.config, model.pixel_mean.device, pairs[0]
+    start, length, owner = every_caption(data, *pairs)
+    n, m, zeros = len(ids), len(start), np.zeros(len(ids), np.int64)
+    tokens, pad = (torch.from_numpy(x) for x in train.read_words(data, start, length, c.text_len))
+    pad = F.pad(pad, (1, 0))
+    def pictures_():
+        for i in range(0, n, batch_size):
+            x = train.read_pairs(data, ids[i:i + batch_size], zeros[i:i + batch_size], zeros[i:i + batch_size], c, dev)[0]
+            yield model.unimodal(model.embed_image(model.normalise(x))), None
+    def words_():
+        for t, p in zip(tokens.split(batch_size), pad.split(batch_size)):
+            yield model.unimodal(model.embed_text(t.to(dev)), p.to(dev)), p.to(dev)
+    tells, matches = c.has('mlm') and 'amm_text' in c.plan, c.has('itm')
+    if not (c.has('itc') or tells or matches):
         return dict(skipped='the run has no itc, itm or amm_text to retrieve by')
-    texts = [tuple(data.tokens[s:s + length]) for s, length in zip(pairs[1], pairs[2])]
-    out |= dict(candidates=n, chance_r1=1 / n, distinct_texts=len(set(texts)),
-                protocol=f'{split} split of {data.path.name}, frames whose words do not overlap, context {train.context_s} s')
-    if concept is not None:
-        out |= dict(concepts=len(set(concept)), concept_chance_r1=float((concept[:, None] == concept).mean()))
-    retrieval_picture(model, data, pairs, score if c.has('itc') else next(iter(scores.values())))
+    image, image_states = encode(model, pictures_(), tells or matches)
+    text, text_states = encode(model, words_(), matches)
+    names, mine, theirs, out = concepts(data, ids), torch.arange(n), torch.from_numpy(owner), {}
+    few = min(200, n) if image is None else n                          # without itc everything is matched with everything
+    for way, queries, keys, label, other in ('i2t_', image, text, mine, theirs), ('t2i_', text, image, theirs, mine):
+        rank, named, top = [], [], []
+        for rows in torch.arange(len(label)).split(256) if image is not None else ():
+            score = queries[rows] @ keys.T                             # (256, candidates)
+            rank.append(hits(score, label[rows], other))
+            top.append(score.topk(min(max(rerank, 5), len(other))).indices)
+            if names is not None:
+                code = torch.from_numpy(np.unique(names, return_inverse=True)[1])
+                known = torch.from_numpy(names != '')[label[rows]]
+                named.append(hits(score[known], code[label[rows]][known], code[other]))
+        if rank:
+            rank, top = torch.cat(rank), torch.cat(top)
+            out |= {way + k: v for k, v in recalls(rank).items()} | ({f'{way}concept_r{k}': (torch.cat(named) < k).float().mean().item() for k in (1, 5, 10)} if named else {})
+        if matches:
+            some, fewer = (label < few).nonzero()[:, 0], (other < few).nonzero()[:, 0]
+            again = fewer.expand(len(some), -1) if image is None else top[:, :rerank]
+            pair = torch.stack([some[:, None].expand_as(again), again], -1).view(-1, 2)       # (queries * rerank, 2)
+            logit = matching(model, image_states, text_states, pad, *(pair if way == 'i2t_' else pair.flip(1)).T).view(again.shape)
+            right = other[again] == label[some][:, None]
+            order = ((logit >= logit.masked_fill(~right, -math.inf).max(1, keepdim=True).values) & ~right).sum(1)
+            order = torch.where(right.any(1), order, rank if image is not None else len(again[0]))
+            out |= {f'itm_{way}r1': (order < 1).float().mean().item()}
+            if image is None:
+                rank, top = order, again.gather(1, logit.argsort(1, descending=True))[:, :5]
+    if tells:
+        last = min(n, 1000)
+        those = (theirs < last).nonzero()[:, 0]
+        told = likelihood(model, image_states[:last], tokens[those], pad[those])
+        for way, s, label, other in ('i2t_', told, mine[:last], theirs[those]), ('t2i_', told.T, theirs[those], mine[:last]):
+            out[f'likelihood_{way}r1'] = recalls(hits(s, label, other))['r1']
+        if image is None and not matches:
+            rank, top = hits(told.T, theirs[those], mine[:last]), told.T.topk(min(5, last)).indices
+    if matches:
+        out |= rerank_cost(model, image_states, text_states, pad, batches(model, data, *pairs))
+    out |= dict(candidates=n, texts=m, chance_r1=1 / n, distinct_texts=len({tuple(data.tokens[s:s + k]) for s, k in zip(start, length)}),
+                protocol=f'{split} split of {data.path.name}, {n} pictures, {m} texts' + (f', frames whose words do not overlap, context {train.context_s} s' if m == n else
+                                                                                         ', any of its captions is right') + f', weights: {checkpoint}')
+    if names is not None:
+        out |= dict(concepts=len(set(names)), concept_chance_r1=float((names[:, None] == names).mean()))
+    retrieval_picture(model, data, (ids, start, length), owner, rank, top)
     return out
 
-def unimodal_states(model, data, pairs):
-    """-> states of pictures (n, 1 + N, D) and of words (n, 1 + T, D), tokens (n, T), pad (n, 1 + T): what re-ranking keeps."""
-    rows = [(model.unimodal(model.embed_image(model.normalise(x))), model.unimodal(model.embed_text(tokens), pad), tokens, pad)
-            for _, x, tokens, pad, _ in batches(model, data, *pairs)]
-    return [torch.cat(r) for r in zip(*rows)]
+def matching(model, image_states, text_states, pad, i, j):
+    """The matching head's logit for pictures i and words j (pairs,) from kept unimodal states: only the joint layers run -> (pairs,)."""
+    dev, out = model.pixel_mean.device, []
+    for p, w in zip(i.split(4 * batch_size), j.split(4 * batch_size)):
+        match = model.itm_head(model.fuse(text_states[w].float().to(dev), image_states[p].float().to(dev), pad[w].to(dev))[0][:, 0]).float()
+        out.append((match[:, 1] - match[:, 0]).cpu())
+    return torch.cat(out)
 
-def matching(model, data, pairs, score):
-    """The matching head's logit for the `rerank` best of each row and column of score (None: for all) -> (n, n); below them, in the order of score.
-    Only the joint layers run."""
-    image, text, _, pad = unimodal_states(model, data, pairs)
-    n = len(image)
-    ask = torch.ones(n, n, dtype=torch.bool)
-    if score is not None:
-        best = [s.topk(min(rerank, n)).indices for s in (score, score.T)]
-        ask = torch.zeros(n, n).scatter(1, best[0], 1.).bool() | torch.zeros(n, n).scatter(1, best[1], 1.).bool().T
-    out = torch.zeros(n, n).double() if score is None else score.double() - 1e3
-    for some in ask.nonzero().split(4 * batch_size):
-        i, j = some.to(image.device).T
-        match = model.itm_head(model.fuse(text[j], image[i], pad[j])[0][:, 0]).float()
-        out[some[:, 0], some[:, 1]] = (match[:, 1] - match[:, 0]).cpu().double()
+def rerank_cost(model, image_states, text_states, pad, pairs):
+    """What a pair costs when it is matched from kept states, and from pixels and words: GFLOP, ms."""
+    from torch.utils.flop_counter import FlopCounterMode
+    _, patches, tokens, blank, _ = next(pairs)
+    at, out = torch.arange(len(tokens)), {}
+    def whole():
+        image, text = model.unimodal(model.embed_image(model.normalise(patches))), model.unimodal(model.embed_text(tokens), blank)
+        return model.itm_head(model.fuse(text, image, blank)[0][:, 0])
+    for name, go in ('rerank', lambda: matching(model, image_states, text_states, pad, at, at)), ('from_pixels', whole):
+        with FlopCounterMode(display=False) as counter:
+            go()
+        ms = []
+        for _ in range(3):
+            began = time.perf_counter()
+            go().sum().item()
+            ms.append(1000 * (time.perf_counter() - began))
+        out |= {f'{name}_gflop_per_pair': counter.get_total_flops() / len(at) / 1e9, f'{name}_ms_per_pair': min(ms) / len(at)}
     return out
 
-def likelihood(model, data, pairs):
-    """Mean log-probability of each text's words when the picture alone is to be seen -> (n, n). What is masked differs by length alone, so each
+def likelihood(model, image_states, tokens, pad):
+    """Mean log-probability of each text's words (m, T) when the picture alone is to be seen -> (n, m). What is masked differs by length alone, so each
     picture is fused once for each length."""
-    image, _, tokens, pad = unimodal_states(model, data, pairs)
-    out, length = torch.zeros(len(image), len(image)), (~pad).sum(1) - 1
+    dev, length = model.pixel_mean.device, (~pad).sum(1) - 1
+    out = torch.zeros(len(image_states), len(tokens))
     for n_words in length.unique():
         mine = (length == n_words).nonzero()[:, 0]
-        blank = pad[mine[:1]]
-        hidden = model.unimodal(model.embed_text(torch.full_like(tokens[:1], model.mask_id)), blank)
-        for rows in torch.arange(len(image)).split(batch_size):
-            states = model.fuse(hidden.expand(len(rows), -1, -1), image[rows], blank.expand(len(rows), -1))[0][:, 1:1 + n_words]
+        blank = pad[mine[:1]].to(dev)
+        hidden = model.unimodal(model.embed_text(torch.full_like(tokens[:1], model.mask_id).to(dev)), blank)
+        for rows in torch.arange(len(image_states)).split(batch_size):
+            states = model.fuse(hidden.expand(len(rows), -1, -1), image_states[rows].float().to(dev), blank.expand(len(rows), -1))[0][:, 1:1 + n_words]
             log_p = model.word_logits(states).float().log_softmax(-1)                          # (rows, n_words, V)
-            said = tokens[mine, :n_words].T[None].expand(len(rows), -1, -1)                    # (rows, n_words, mine)
-            out[rows[:, None], mine.cpu()] = log_p.gather(2, said).mean(1).cpu()
+            said = tokens[mine, :n_words].T[None].expand(len(rows), -1, -1).to(dev)            # (rows, n_words, mine)
+            out[rows[:, None], mine] = log_p.gather(2, said).mean(1).cpu()
     return out - out.mean(0)                                           # how much better than for the average picture: or short texts would always win
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -776,18 +843,16 @@ def pictures(model, data, pairs):
     sheet(titles + ['words'], list(zip(*columns, text)), Path(run) / 'pictures.png')
     return {}
 
-def retrieval_picture(model, data, pairs, score):
-    """Words and the five pictures that come first, the right one with a green rim: hits and misses alike."""
-    pairs = [p[:len(score)] for p in pairs]
-    c, top = model.config, score.T.topk(min(5, len(score))).indices
-    pick = np.linspace(0, len(score) - 1, min(n_pictures, len(score))).round().astype(int)
+def retrieval_picture(model, data, spans, owner, rank, top):
+    """Words and the five pictures that come first, the right one with a green rim: hits and misses alike. rank, top: of each text's candidates."""
+    ids, start, length = spans
+    pick = np.linspace(0, len(rank) - 1, min(n_pictures, len(rank))).round().astype(int)
     def show(i):
-        x = next(batches(model, data, *(p[[i]] for p in pairs)))[1]
-        return picture(x[0].float() / 255, c.patch_size)
-    rank = train.ranks(score.T)
-    rows = [[f'"{spoken(data, pairs[1][i], pairs[2][i])}"\n\nthe right one came {rank[i] + 1}. of {len(score)}'] +
-            [(show(int(j)), 'green' if j == i else None) for j in top[i]] for i in pick]
-    sheet(['words', *(f'{k + 1}.' for k in range(top.shape[1]))], rows, Path(run) / 'retrieval.png')
+        x = next(batches(model, data, ids[[i]], np.zeros(1, int), np.zeros(1, int)))[1]
+        return picture(x[0].float() / 255, model.config.patch_size)
+    rows = [[f'"{spoken(data, start[j], length[j])}"\n\nthe right one came {rank[j] + 1}. of {len(ids)}'] +
+            [(show(int(i)), 'green' if i == owner[j] else None) for i in top[j, :5]] for j in pick]
+    sheet(['words', *(f'{k + 1}.' for k in range(min(5, top.shape[1])))], rows, Path(run) / 'retrieval.png')
 
 def curves(*_):
     """The run's log.jsonl as a picture: each objective in training (smoothed) and validation, and the validation retrieval."""

@@ -64,6 +64,7 @@ class VLConfig:
     teacher_momentum: float = .995
 
     def __post_init__(self):
+        self.plan = {}
         try:
             self.plan = {name: int(n) for name, n in (p.split(':') for p in self.parts.split(',')) if int(n)}
             unknown = set(self.plan) - set(PARTS)
@@ -87,6 +88,8 @@ class VLConfig:
                 (self.mim_target not in ('pixels', 'norm_pix', 'latent'), f"mim_target must be 'pixels', 'norm_pix' or 'latent', not {self.mim_target!r}"),
                 (self.psl_variant not in ('content_words', 'simla'), f"psl_variant must be 'content_words' or 'simla', not {self.psl_variant!r}"),
                 (not unknown and self.has('psl') and not self.has('itc') and self.psl_variant == 'simla', "psl_variant='simla' needs itc"),
+                (self.n_unimodal == 0 and (self.psl or self.mim_target == 'latent'), 'psl and latent mim look at pictures alone: n_unimodal must be 1 or more'),
+                ('joint' in self.plan and not unknown and not self.mlm, 'the part joint masks words for mlm: give it a weight, or take xmm_image'),
                 (not 0 <= self.distill < 1, f'distill={self.distill} must be a share below 1')):
             if wrong:
                 raise ValueError(message)
@@ -648,7 +651,8 @@ class VLModel(nn.Module):
         target = torch.zeros(n, self.config.n_keywords + 1, device=tokens.device).scatter(1, chosen, 1.)[:, :-1]
         sure, best = self.teacher.keyword_head(taught).float().sigmoid().masked_fill(said > 0, 0.).topk(min(5, self.config.n_keywords), 1)
         q = self.teacher.keyword_head(taught).float().sigmoid()
-        return target.scatter_reduce(1, best, (sure > .5).float(), 'amax'), (q > .1) & (q < .5) & (target == 0) | (said > 0) & (target == 0)
+        target = target.scatter_reduce(1, best, (sure > .5).float(), 'amax')
+        return target, ((q > .1) | (said > 0)) & (target == 0)
 
     # --- use ----------------------------------------------------------------------------------------------------------
 

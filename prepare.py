@@ -142,12 +142,13 @@ def find_items(inputs, pairs, cfg, known, online=True):
         texts = [c for c in ([caption] if isinstance(caption, str) else caption or []) if isinstance(c, str) and c.strip()]
         path = Path(pairs).parent / str(image)
         row = dict(key=f'pair:{n}', source=str(path), title=path.stem, url='')
-        if not image or not texts or not path.is_file():
-            cause = 'bad_row' if not image else 'no_text' if not texts else 'not_found'
+        wrong_split = isinstance(pair, dict) and pair.get('split') not in (None, 'train', 'val', 'test')
+        if not image or not texts or wrong_split or not path.is_file():
+            cause = 'bad_row' if not image or wrong_split else 'no_text' if not texts else 'not_found'
             refused.append(row | dict(cause=cause, message=f'{pairs}, entry {n}: ' + dict(not_found=f'{path}: no such file').get(
-                cause, 'needs {"image": path, "caption": text or [texts]}')))
+                cause, 'needs {"image": path, "caption": text or [texts]}, and if there is a "split", train, val or test')))
             continue
-        item = items.setdefault(key := content_key(path), row | dict(key=key, bytes=path.stat().st_size, captions=[]))
+        item = items.setdefault(key := content_key(path), row | dict(key=key, bytes=path.stat().st_size, captions=[]) | {k: pair[k] for k in ('split',) if pair.get(k)})
         item.setdefault('captions', []).extend(t for t in texts if t not in item.get('captions', []))  # COCO lists an image once per caption
     return list(items.values()), refused
 
@@ -831,11 +832,12 @@ def finalise(root, items, refused, cfg):
     small = .1 if len(paths) < 2000 else .01
     fractions = [small if f is None else f for f in (cfg['val_fraction'], cfg['test_fraction'])]
     group = uploads(pictures, texts)                                   # re-uploads follow the first of them
-    split = split_of(set(group.values()), *fractions)
-    split = {k: split[g] for k, g in group.items()}
+    given = {i['key']: i['split'] for i in items if i.get('split')}    # by an image-caption list, as COCO's and Flickr30k's
+    split = split_of(set(group.values()) - given.keys(), *fractions) | given
+    split = {k: given.get(k) or split[g] for k, g in group.items()}
     order = {k: n for n, k in enumerate(sorted(rows))}
     meta = dict(format=FORMAT, image_size=cfg['image_size'], patch_size=cfg['patch_size'], tokenizer='gpt2', tokenizer_sha256=TOKENIZER_SHA256,
-                special_ids={'<|endoftext|>': EOT}, split_rule=f"sha256 of the key, by video: val {fractions[0]:g}, test {fractions[1]:g}; re-uploads together",
+                special_ids={'<|endoftext|>': EOT}, split_rule=f"sha256 of the key, by video: val {fractions[0]:g}, test {fractions[1]:g}; re-uploads together" + '; or as the list says' * bool(given),
                 config={k: cfg[k] for k in EXTRACTION}, keys_sha256=hashlib.sha256(json.dumps([sorted(split.items()), sorted(rows)]).encode()).hexdigest())
     if (root / 'meta.json').exists() and (old := json.loads((root / 'meta.json').read_text())).items() >= meta.items():
         return old, rows

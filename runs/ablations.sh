@@ -64,7 +64,7 @@ else
     change image_0 "$first" --parts=xmm_text:7,amm_text:1,xmm_image:8
     change image_4 "$first" --parts=xmm_text:7,amm_text:1,xmm_image:4,amm_image:4
     change image_6 "$first" --parts=xmm_text:7,amm_text:1,xmm_image:2,amm_image:6
-    change joint_all "$first" --n_unimodal=0
+    change joint_all "$first" --n_unimodal=0 --psl=0 # which needs a picture alone
     change joint_half "$first" --n_unimodal=3
     change itc3 "$first" --itc=3
     change clean "$first" --parts=clean:8,xmm_text:3,xmm_image:3,amm_text:1,amm_image:1

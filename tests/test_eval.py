@@ -67,8 +67,11 @@ def test_matching_and_likelihood_are_what_each_pair_alone_gives(scenes, trained,
     with torch.no_grad():
         model, data = evaluation.load_run()
         pairs = train.distinct_pairs(data, model.config, 9)
-        match, told = evaluation.matching(model, data, pairs, None), evaluation.likelihood(model, data, pairs)
         _, patches, tokens, pad, _ = next(evaluation.batches(model, data, *pairs))
+        image = evaluation.encode(model, [(model.unimodal(model.embed_image(model.normalise(patches))), None)], True)[1]
+        text = evaluation.encode(model, [(model.unimodal(model.embed_text(tokens), pad), pad)], True)[1]
+        i, j = torch.arange(9).repeat_interleave(9), torch.arange(9).repeat(9)
+        match, told = evaluation.matching(model, image, text, pad, i, j).view(9, 9), evaluation.likelihood(model, image, tokens, pad)
         alone = torch.zeros(2, 9, 9)
         for i in range(9):
             image = model.unimodal(model.embed_image(model.normalise(patches[i:i + 1])))
@@ -78,13 +81,15 @@ def test_matching_and_likelihood_are_what_each_pair_alone_gives(scenes, trained,
                 hidden = model.unimodal(model.embed_text(torch.full_like(t, model.mask_id)), pad[j:j + 1])
                 words = model.word_logits(model.fuse(hidden, image, pad[j:j + 1])[0][0, 1:1 + n]).log_softmax(-1)
                 alone[:, i, j] = torch.stack([logit[1] - logit[0], words.gather(1, t[0, :n, None]).mean()])
-    assert torch.allclose(match.float(), alone[0], atol=1e-4) and torch.allclose(told, alone[1] - alone[1].mean(0), atol=1e-4)
+    assert torch.allclose(match, alone[0], atol=3e-3) and torch.allclose(told, alone[1] - alone[1].mean(0), atol=3e-3)     # states are kept in float16
 
 def test_recalls_of_a_known_matrix():
-    score = torch.tensor([[9., 1, 2, 3], [5, 4, 3, 2], [1, 2, 3, 4], [0, 0, 0, 0]])
-    r = evaluation.recalls(score, np.array(['a', 'a', 'b', '']))
+    score, each = torch.tensor([[9., 1, 2, 3], [5, 4, 3, 2], [1, 2, 3, 4], [0, 0, 0, 0]]), torch.arange(4)
+    r = evaluation.recalls(evaluation.hits(score, each, each))
     assert (r['r1'], r['r5'], r['median_rank']) == (.25, 1., 2)        # ranks 1, 2, 2, 4: ties count against the truth
-    assert r['concept_r1'] == pytest.approx(2 / 3), 'the second row finds another a; a frame without a name is not counted'
+    concept = torch.tensor([0, 0, 1, 2])
+    assert evaluation.hits(score, concept, concept).tolist() == [0, 0, 1, 3], 'the second row finds another of its kind'
+    assert evaluation.hits(score, torch.tensor([0, 0, 0, 1]), torch.tensor([0, 1, 0, 1])).tolist() == [0, 0, 1, 2], 'several right answers do not compete'
 
 def test_psnr_of_known_errors():
     assert evaluation.psnr([.01]) == pytest.approx(20) and evaluation.psnr([.02, 0]) == pytest.approx(20)
