@@ -6,6 +6,7 @@
     python eval.py --table='out/*'                                  compare runs: the knobs that differ, mean and deviation over seeds
     python eval.py --run=out/talks --task=search --query="a red circle" --page      the moments that show it, in any prepared set; --image=x.jpg: that look like it
     python eval.py --run=out/full --task=classify --examples=data/vqa/v2        fine-tune: questions, pairs of pictures, entailment (data/vqa, nlvr2, snli_ve)
+    python eval.py --run=out/full --task=probe --examples=pictures/             frozen features: linear, kNN, zero-shot, text alone; train/<class>/*.jpg will do
     python eval.py --run=out/demo --task=caption --image=x.jpg      what is to be seen; --task=paint --query="a red circle": the other way
 
 What the judged tasks measure: zero-shot retrieval both ways; masked words with the right picture, another one and none (the honest test that pictures are used); PSNR of
@@ -27,7 +28,7 @@ run = 'out/run'                  # a folder of train.py
 checkpoint: Literal['best', 'latest'] = 'best'
 dataset = ''                     # data/<dataset>; default: the run's own
 split: Literal['test', 'val', 'train'] = 'test'
-task = 'retrieval,words,patches,keywords,ground,pictures,curves'     # or search, caption, paint, classify
+task = 'retrieval,words,patches,keywords,ground,pictures,curves'     # or search, caption, paint, classify, probe
 candidates = 1000                # pairs to retrieve among, at most; of each video those whose words do not overlap
 rerank = 16                      # itm looks again at so many of itc's best; without itc it ranks the first 200 pairs in full
 table = ''                       # a pattern of run folders to compare, instead of --run
@@ -38,12 +39,13 @@ top = 20                         # search: so many moments,
 page = False                     # also as a web page, out/<run>/search.html, that works offline
 refs = ''                        # ground: phrases and boxes of one's own pictures, RefCOCO-style, instead of the truth's
 ground_layer = 0                 # ground: which of the joint layers to look at
-examples = ''                    # classify: a folder with train.jsonl, val.jsonl and, if there, test.jsonl
+examples = ''                    # classify, probe: a folder with train.jsonl, val.jsonl and, if there, test.jsonl; or train/<class>/*.jpg, val/, test/
 only: Literal['', 'text', 'image'] = ''      # classify: the baseline that sees nothing else
 epochs = 10
 learning_rate = 1e-3             # classify: of the head; each layer below has layer_decay of the one above
 layer_decay = .75
-n_labels = 3129                  # classify: the commonest of the training answers (VQA v2: 3129)
+n_labels = 3129                  # classify, probe: the commonest of the training answers (VQA v2: 3129)
+templates = 'a {}|there is a {}|this picture shows a {}'      # probe: how a label is said
 seed = 0
 n_pictures = 8                   # rows of the pictures
 write_length = 16                # tokens written about a picture
@@ -177,7 +179,8 @@ def retrieval(model, data, pairs):
                 named.append(hits(score[known], code[label[rows]][known], code[other]))
         if rank:
             rank, top = torch.cat(rank), torch.cat(top)
-            out |= {way + k: v for k, v in recalls(rank).items()} | ({f'{way}concept_r{k}': (torch.cat(named) < k).float().mean().item() for k in (1, 5, 10)} if named else {})
+            out |= {way + k: v for k, v in recalls(rank).items()}
+            out |= {f'{way}concept_r{k}': (torch.cat(named) < k).float().mean().item() for k in (1, 5, 10) if named}
         if matches:
             some, fewer = (label < few).nonzero()[:, 0], (other < few).nonzero()[:, 0]
             again = fewer.expand(len(some), -1) if image is None else top[:, :rerank]
@@ -200,8 +203,8 @@ def retrieval(model, data, pairs):
     if matches:
         out |= rerank_cost(model, image_states, text_states, pad, batches(model, data, *pairs))
     out |= dict(candidates=n, texts=m, chance_r1=1 / n, distinct_texts=len({tuple(data.tokens[s:s + k]) for s, k in zip(start, length)}),
-                protocol=f'{split} split of {data.path.name}, {n} pictures, {m} texts' + (f', frames whose words do not overlap, context {train.context_s} s' if m == n else
-                                                                                         ', any of its captions is right') + f', weights: {checkpoint}')
+                protocol=f'{split} split of {data.path.name}, {n} pictures, {m} texts, weights: {checkpoint}, ' + (
+                    f'frames whose words do not overlap, context {train.context_s} s' if m == n else 'any caption of a picture is right'))
     if names is not None:
         out |= dict(concepts=len(set(names)), concept_chance_r1=float((names[:, None] == names).mean()))
     retrieval_picture(model, data, (ids, start, length), owner, rank, top)
@@ -483,8 +486,12 @@ a {{ color: #1550a0 }} mark {{ background: #ffe68a }} small {{ color: #777 }} fi
 
 def read_examples(path):
     """JSONL of {"images": [one or two paths], "text": ..., "label": ...}, or "answers": [of several people], "id" as you like -> rows with `scores`, {label:
-    what it is worth}. Of answers: 1, 2, 3, 4 people .3, .6, .9, 1, as is usual for VQA. Rows whose pictures are absent are left out and counted."""
+    what it is worth}. Of answers: 1, 2, 3, 4 people .3, .6, .9, 1, as is usual for VQA. Rows whose pictures are absent are left out and counted.
+    Instead of <split>.jsonl a folder <split>/<class>/ of pictures will do, without text."""
     rows, absent = [], 0
+    if not path.exists() and (folder := path.with_suffix('')).is_dir():
+        rows = [dict(images=[p], text='', label=p.parent.name, scores={p.parent.name: 1.}) for p in sorted(folder.glob('*/*'))
+                if p.suffix.lower() in ('.jpg', '.jpeg', '.png', '.webp')]
     for number, line in enumerate(path.read_text(encoding='utf-8').splitlines() if path.exists() else (), 1):
         try:
             row = json.loads(line)
@@ -544,10 +551,21 @@ def square(path, size):
     except OSError as e:
         sys.exit(f'error: {path} cannot be read as a picture ({e}); take it out of the examples')
 
+def batch_of(model, some, rng=None):
+    """Examples -> patches (B, I, N, P) uint8, tokens (B, T), pad (B, 1 + T); a random window if rng, else the middle."""
+    c, dev = model.config, model.pixel_mean.device
+    pixels = np.stack([[square(str(p), c.full_size) for p in r['images']] for r in some])                       # (B, I, H, W, 3)
+    free = c.full_size - c.image_size
+    at = np.full((len(some), 2), free // 2) if rng is None else rng.integers(0, free + 1, (len(some), 2))
+    pixels = np.stack([x[:, y:y + c.image_size, z:z + c.image_size] for x, (y, z) in zip(pixels, at)])
+    patches = models.patchify(torch.from_numpy(pixels.reshape(-1, *pixels.shape[2:])), c.patch_size).view(*pixels.shape[:2], c.n_patches, -1)
+    tokens, pad = model.tokenise([r['text'] for r in some])
+    return patches.to(dev), tokens.to(dev), F.pad(pad, (1, 0)).to(dev)
+
 def classify(model):
     """Fine-tune on --examples, keep the epoch that is best on val.jsonl, judge it once on test.jsonl -> {split: score, ...}. Ctrl-C and again: it goes on."""
     c, folder, model.teacher = model.config, Path(examples), None
-    rows = {s: read_examples(folder / f'{s}.jsonl') for s in ('train', 'val', 'test') if s != 'test' or (folder / 'test.jsonl').exists()}
+    rows = {s: read_examples(folder / f'{s}.jsonl') for s in ('train', 'val', 'test') if s != 'test' or (folder / 'test.jsonl').exists() or (folder / 'test').is_dir()}
     count = Counter()
     for row in rows['train']:
         count.update(row['scores'])
@@ -569,18 +587,10 @@ def classify(model):
               for n, p in net.named_parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(groups, lr=learning_rate)
 
-    def batch_of(some, rng=None):
-        pixels = np.stack([[square(str(p), c.full_size) for p in r['images']] for r in some])                   # (B, I, H, W, 3)
-        free = c.full_size - c.image_size
-        at = np.full((len(some), 2), free // 2) if rng is None else rng.integers(0, free + 1, (len(some), 2))
-        pixels = np.stack([x[:, y:y + c.image_size, z:z + c.image_size] for x, (y, z) in zip(pixels, at)])
-        patches = models.patchify(torch.from_numpy(pixels.reshape(-1, *pixels.shape[2:])), c.patch_size).view(*pixels.shape[:2], c.n_patches, -1)
-        tokens, pad = model.tokenise([r['text'] for r in some])
-        return patches.to(dev), tokens.to(dev), F.pad(pad, (1, 0)).to(dev)
     def judge(split):
         net.eval()
         with torch.no_grad():
-            chosen = [labels[i] for k in range(0, len(rows[split]), batch_size) for i in net(*batch_of(rows[split][k:k + batch_size])).argmax(1).tolist()]
+            chosen = [labels[i] for k in range(0, len(rows[split]), batch_size) for i in net(*batch_of(model, rows[split][k:k + batch_size])).argmax(1).tolist()]
         return chosen, float(np.mean([worth(r, a) for r, a in zip(rows[split], chosen)]))
 
     out = Path(run) / '-'.join(['classify', folder.name, *([only] if only else []), str(seed)])
@@ -607,7 +617,7 @@ def classify(model):
                     if a in place:
                         t[place[a]] = value
             with torch.enable_grad():
-                logits = net(*batch_of(some, rng))
+                logits = net(*batch_of(model, some, rng))
                 loss = F.cross_entropy(logits, target) if exclusive else F.binary_cross_entropy_with_logits(logits, target) * len(labels)
                 loss.backward()
             torch.nn.utils.clip_grad_norm_(net.parameters(), 1.)
@@ -631,6 +641,69 @@ def classify(model):
             f.writelines(json.dumps(dict(id=r.get('id', i), answer=a)) + '\n' for i, (r, a) in enumerate(zip(rows[s], chosen)))
     (out / 'result.json').write_text(json.dumps(found, indent=1))
     print(*(f'  {k:32s}{v:.4f}' if isinstance(v, float) else f'  {k:32s}{v}' for k, v in found.items()), f'wrote {out}/result.json, predictions_*.jsonl', sep='\n')
+    return found
+
+def features(model, rows):
+    """Frozen: the [CLS] and the mean of the unimodal states (of all layers if there are none) of each picture, of each text -> (n, 2 D or 2 D a picture) float32."""
+    found = [], []
+    for k in range(0, len(rows), 4 * batch_size):
+        patches, tokens, pad = batch_of(model, rows[k:k + 4 * batch_size])
+        images = [model.unimodal(model.embed_image(model.normalise(patches[:, i]))) for i in range(patches.shape[1])]
+        text = model.unimodal(model.embed_text(tokens), pad)
+        if not model.config.n_unimodal:
+            images, text = [model.fuse(None, x, pad)[1] for x in images], model.fuse(text, None, pad)[0]
+        real = (~pad)[..., None]
+        found[0].append(torch.cat([y for x in images for y in (x[:, 0], x[:, 1:].mean(1))], 1).float())
+        found[1].append(torch.cat([text[:, 0], (text * real).sum(1) / real.sum(1)], 1).float())
+    return [torch.cat(x) for x in found]
+
+@torch.enable_grad()
+def linear(x, y, n_labels, decay):
+    """Multinomial logistic regression by L-BFGS on x (n, d), y (n,) -> a function of features."""
+    mean, std = x.mean(0), x.std(0).clamp(min=1e-4)
+    w = torch.zeros(x.shape[1] + 1, n_labels, device=x.device, requires_grad=True)
+    def score(x): return F.pad((x - mean) / std, (0, 1), value=1.) @ w
+    optimizer = torch.optim.LBFGS([w], max_iter=100, line_search_fn='strong_wolfe')
+    def loss():
+        optimizer.zero_grad()
+        out = F.cross_entropy(score(x), y) + decay * w[:-1].square().sum() / 2
+        out.backward()
+        return out
+    optimizer.step(loss)
+    return lambda x: score(x).detach()
+
+def probe(model):
+    """What frozen features tell about --examples: linear and kNN on pictures, zero-shot from the names of the labels, linear on the texts alone.
+    Weight decay chosen on val; test judged once."""
+    folder = Path(examples)
+    rows = {s: read_examples(folder / f'{s}.jsonl') for s in ('train', 'val', 'test') if s != 'test' or (folder / 'test.jsonl').exists() or (folder / 'test').is_dir()}
+    last, labels = list(rows)[-1], [k for k, _ in Counter(max(r['scores'], key=r['scores'].get) for r in rows['train']).most_common(n_labels)]
+    place = {k: i for i, k in enumerate(labels)}
+    x = {s: features(model, r) for s, r in rows.items()}
+    dev = x['train'][0].device
+    y = {s: torch.tensor([place.get(max(r['scores'], key=r['scores'].get), -1) for r in some], device=dev) for s, some in rows.items()}      # -1: always wrong
+    known = y['train'] >= 0
+    def right(score, s): return (score.argmax(1) == y[s]).float().mean().item()
+    found = dict(task=f'probe of {folder.name}', labels=len(labels), train_examples=len(y['train']), examples=len(y[last]), split=last,
+                 commonest=(y[last] == 0).float().mean().item())
+    for k, name in enumerate(('linear', 'text_only')):
+        if k == 0 or any(r['text'] for r in rows['train']):
+            fits = [linear(x['train'][k][known], y['train'][known], len(labels), decay) for decay in (1e-4, 1e-3, 1e-2, 1e-1)]
+            found[name] = right(max(fits, key=lambda fit: right(fit(x['val'][k]), 'val'))(x[last][k]), last)
+    near = (F.normalize(x[last][0], dim=1) @ F.normalize(x['train'][0][known], dim=1).T).topk(min(20, int(known.sum())), 1)
+    votes = torch.zeros(len(y[last]), len(labels), device=dev).scatter_add(1, y['train'][known][near.indices], (near.values / .07).exp())
+    found['knn'] = right(votes, last)
+    if model.config.has('itc') and len(rows['train'][0]['images']) == 1:
+        told = []
+        for label in labels:
+            tokens, pad = model.tokenise([t.format(label) for t in templates.split('|')])
+            pad = F.pad(pad, (1, 0)).to(dev)
+            told.append(model.embedding(model.unimodal(model.embed_text(tokens.to(dev)), pad), model.text_proj, pad).mean(0))
+        z = [model.embedding(model.unimodal(model.embed_image(model.normalise(batch_of(model, rows[last][k:k + batch_size])[0][:, 0]))), model.image_proj)
+             for k in range(0, len(rows[last]), batch_size)]
+        found['zero_shot'] = right(torch.cat(z) @ F.normalize(torch.stack(told), dim=1).T, last)
+    (Path(run) / f'probe-{folder.name}.json').write_text(json.dumps(found, indent=1))
+    print(*(f'  {k:32s}{v:.4f}' if isinstance(v, float) else f'  {k:32s}{v}' for k, v in found.items()), f'wrote {run}/probe-{folder.name}.json', sep='\n')
     return found
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -917,10 +990,10 @@ def main():
     if table:
         return compare(table)
     todo = dict(retrieval=retrieval, words=words, patches=patches, keywords=keywords, ground=ground, pictures=pictures, curves=curves)
-    if task in ('search', 'caption', 'paint', 'classify'):
-        return search(*load_run(('train', 'val', 'test'))) if task == 'search' else dict(caption=caption, paint=paint, classify=classify)[task](open_model())
+    if task in ('search', 'caption', 'paint', 'classify', 'probe'):
+        return search(*load_run(('train', 'val', 'test'))) if task == 'search' else dict(caption=caption, paint=paint, classify=classify, probe=probe)[task](open_model())
     if unknown := set(task.split(',')) - set(todo):
-        sys.exit(f"error: no task is called {', '.join(unknown)}; there are {', '.join(todo)}, search, caption, paint, classify")
+        sys.exit(f"error: no task is called {', '.join(unknown)}; there are {', '.join(todo)}, search, caption, paint, classify, probe")
     model, data = load_run()
     pairs = train.distinct_pairs(data, model.config, candidates)
     path, made_of = Path(run) / 'eval.json', dict(checkpoint=checkpoint, split=split, dataset=train.dataset, iteration=model.iteration)

@@ -790,6 +790,8 @@ def load_vit(model, path):
             state = load_file(path)
         else:
             state = torch.load(path, map_location='cpu', weights_only=True)
+            if 'model_config' in state:
+                return load_former(model, state['model'])
             state = state.get('model', state.get('state_dict', state))
     except Exception as e:
         raise ValueError(f'{path} cannot be read as weights ({type(e).__name__}: {str(e)[:150]})') from None
@@ -813,6 +815,37 @@ def load_vit(model, path):
         model.teacher.load_state_dict({k.removeprefix('teacher.'): own[k.removeprefix('teacher.')] for k in own if k.startswith('teacher.')})
     used = {*loaded, *(['patch_embed.proj.weight', 'patch_embed.proj.bias'] if 'patch_embed.weight' in loaded else [])}
     return loaded, sorted(set(state) - used)
+
+def load_former(model, theirs):
+    """The weights of a run of train.py into a model for other data: words by their ids in the tokenizer, positions as far as they go, what has another shape
+    is left out -> (names loaded, names left out)."""
+    own, loaded = model.state_dict(), []
+    at = {int(t): i for i, t in enumerate(theirs['vocab'])}
+    mine, V = [i for i, t in enumerate(model.vocab.tolist()) if t in at], len(model.vocab)
+    its = [at[t] for t in model.vocab.tolist() if t in at]
+    for name, value in theirs.items():
+        if name.startswith('keyword_head.1') and theirs['vocab'].tolist() != model.vocab.tolist():
+            continue                                                   # its classes are other words
+        if name.startswith(('teacher.', 'queue')) or name in ('vocab', 'word_start', 'keyword', 'pixel_mean', 'pixel_std', 'alpha') or name not in own:
+            continue
+        if name in ('tok_embed.weight', 'mlm_bias'):
+            own[name][mine] = value[its]
+            own[name][V:] = value[len(at):]                            # [MASK] and [CLS]
+        elif name == 'text_pos_embed':
+            n = min(own[name].shape[1], value.shape[1])
+            own[name][:, :n] = value[:, :n]
+        elif own[name].shape == value.shape:
+            own[name].copy_(value)
+        else:
+            continue
+        loaded.append(name)
+    if not any(n.startswith('blocks.') for n in loaded):
+        raise ValueError('its layers have other shapes: set n_embd, n_layer and n_unimodal as there')
+    if model.teacher is not None:
+        model.teacher.load_state_dict({k.removeprefix('teacher.'): own[k.removeprefix('teacher.')] for k in own if k.startswith('teacher.')})
+    parameters, teachers = dict(model.named_parameters()), ('teacher.', 'queue')
+    left = {n for n in theirs if n not in loaded and not n.startswith(teachers) and (n in parameters or n not in own) and n != 'alpha'}
+    return loaded, sorted(left | ({f'{V - len(mine)} of {V} words'} if len(mine) < V else set()))
 
 def cost(c, B=16):
     """-> GFLOP per pair of a training step (forward, backward, teacher), MB per pair kept for the backward pass (float32); counted without computing."""

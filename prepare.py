@@ -837,7 +837,8 @@ def finalise(root, items, refused, cfg):
     split = {k: given.get(k) or split[g] for k, g in group.items()}
     order = {k: n for n, k in enumerate(sorted(rows))}
     meta = dict(format=FORMAT, image_size=cfg['image_size'], patch_size=cfg['patch_size'], tokenizer='gpt2', tokenizer_sha256=TOKENIZER_SHA256,
-                special_ids={'<|endoftext|>': EOT}, split_rule=f"sha256 of the key, by video: val {fractions[0]:g}, test {fractions[1]:g}; re-uploads together" + '; or as the list says' * bool(given),
+                special_ids={'<|endoftext|>': EOT}, split_rule=f"sha256 of the key, by video: val {fractions[0]:g}, test {fractions[1]:g}; re-uploads together"
+                + '; or as the list says' * bool(given),
                 config={k: cfg[k] for k in EXTRACTION}, keys_sha256=hashlib.sha256(json.dumps([sorted(split.items()), sorted(rows)]).encode()).hexdigest())
     if (root / 'meta.json').exists() and (old := json.loads((root / 'meta.json').read_text())).items() >= meta.items():
         return old, rows

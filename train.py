@@ -24,7 +24,7 @@ from model import VLConfig, VLModel, compact, compact_lookup, cost, distributed,
 # I/O
 out_dir = 'out/run'              # latest.pt, best.pt, config.json, log.jsonl
 resume = True                    # go on from out_dir/latest.pt if it is there
-init_from = ''                   # start from the ViT of timm, MAE or DeiT in this .safetensors or .pth
+init_from = ''                   # start from the ViT of timm, MAE or DeiT in this .safetensors or .pth, or from the best.pt of another run
 log_interval = 10                # iterations
 eval_interval = 200              # a checkpoint, then validation; 0: only a checkpoint at the end
 eval_iters = 8                   # batches of the validation losses

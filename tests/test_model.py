@@ -408,6 +408,20 @@ def test_vit_weights_of_every_kind_are_loaded_and_told(tmp_path):
         with pytest.raises(ValueError, match=words):
             models.load_vit(m, tmp_path / name)
 
+def test_a_former_run_gives_its_weights_word_by_word(tmp_path):
+    """Fine-tuning on other data: words are found by their ids in the tokenizer, new ones stay as they were drawn, the teacher starts as the student."""
+    a, b = build(distill=.4), build(seed=1, distill=.4)
+    b.vocab += 5
+    for p in a.parameters():
+        torch.nn.init.normal_(p)
+    torch.save(dict(model=a.state_dict(), model_config={}), tmp_path / 'best.pt')
+    fresh = b.tok_embed.weight.detach().clone()
+    loaded, left = models.load_vit(b, tmp_path / 'best.pt')
+    assert left == [f'5 of {V} words'] and {n for n, _ in b.named_parameters() if not n.startswith('teacher')} <= set(loaded)
+    assert torch.equal(b.tok_embed.weight[:V - 5], a.tok_embed.weight[5:V]) and torch.equal(b.tok_embed.weight[V - 5:V], fresh[V - 5:V])
+    assert torch.equal(b.tok_embed.weight[V:], a.tok_embed.weight[V:]) and torch.equal(b.blocks[1].attn.qkv.weight, a.blocks[1].attn.qkv.weight)
+    assert torch.equal(b.teacher.blocks[1].attn.qkv.weight, a.blocks[1].attn.qkv.weight)
+
 # --- negatives, teacher, queue, keywords --------------------------------------------------------------------------------
 
 def test_weights_weigh():

@@ -24,6 +24,8 @@ def tasks(scenes, tmp_path_factory):
     for name in 'vqa', 'nlvr2', 'snli_ve':
         done = go(f'data/{name}/prepare.py', f'--source={root}/source/{name}', f'--out={root}/{name}')
         assert done.returncode == 0, done.stderr
+    done = go('data/karpathy/prepare.py', f'--source={root}/source/vqa', f'--out={root}/captions.jsonl')
+    assert done.returncode == 0, done.stderr
     return root
 
 def test_scenes_are_true_in_every_format(scenes, tasks):
@@ -74,6 +76,58 @@ def test_nlvr2_and_snli_ve_files_with_their_oddities(tmp_path):
     assert rows(tmp_path / 'nlvr2/train.jsonl')[0] | dict(images=0) == dict(id='train-3-1-0', images=0, text='Zwei Vögel', label='true')
     done = go('data/snli_ve/prepare.py', f'--source={source}', f'--out={tmp_path}/ve')
     assert '1 train, 1 val, 1 test' in done.stdout and '3: no_label' in done.stdout and '3: no_picture' in done.stdout, done.stderr + done.stdout
+
+def test_karpathy_files_with_their_oddities(tmp_path):
+    (tmp_path / 'coco/val2014').mkdir(parents=True)
+    for n in range(6):
+        Image.new('RGB', (9, 9), (n, 0, 0)).save(tmp_path / f'coco/val2014/{n}.jpg')
+    def image(n, split, *raw): return dict(filepath='val2014', filename=f'{n}.jpg', cocoid=n, split=split, sentences=[dict(raw=r, tokens=[]) for r in raw])
+    images = [image(0, 'train', 'A man.\n', 'Ein Vögel', ' '), image(1, 'restval', 'b'), image(2, 'val', 'c'), image(3, 'test', 'd'), image(9, 'test', 'gone'),
+              image(4, 'test'), image(3, 'test', 'again'), image(5, 'extra', 'e')]
+    (tmp_path / 'coco/dataset_coco.json').write_text(json.dumps(dict(dataset='coco', images=images)))
+    done = go('data/karpathy/prepare.py', f'--source={tmp_path}/coco', f'--out={tmp_path}/list.jsonl')
+    assert all(w in done.stdout for w in ('2 train, 1 val, 1 test; 5 captions', '1: no_picture', '1: no_text', '1: number_came_before', '1: other_split')), done.stderr
+    assert rows(tmp_path / 'list.jsonl')[0] == dict(image='coco/val2014/0.jpg', caption=['A man.', 'Ein Vögel'], split='train')
+    (tmp_path / 'coco/dataset_coco.json').write_text('{"images": [{"split": "train"}]}')
+    for source, words in (tmp_path / 'coco', 'without filename'), (tmp_path / 'absent', 'must be a folder'):
+        done = go('data/karpathy/prepare.py', f'--source={source}', f'--out={tmp_path}/x.jsonl')
+        assert done.returncode == 1 and words in done.stderr and 'Traceback' not in done.stderr
+
+def test_five_captions_a_picture_zero_shot_and_fine_tuned(scenes, tasks, fine_tune, tmp_path):
+    """The list's own splits; every caption is a query, any of them is right; a run goes on from the weights of another."""
+    build, _ = fine_tune
+    done = go('prepare.py', f'--pairs={tasks}/captions.jsonl', f'--data_dir={scenes}/data', '--dataset=captions', '--image_size=40', '--patch_size=8')
+    assert done.returncode == 0, done.stderr
+    listed = {s: sum(r['split'] == s for r in rows(tasks / 'captions.jsonl')) for s in ('train', 'val', 'test')}
+    meta = json.loads((scenes / 'data/captions/meta.json').read_text())
+    assert all(0 < meta['counts'][s]['frames'] <= listed[s] for s in listed) and 'as the list says' in meta['split_rule']
+    out = build(tmp_path / 'run', itm=1.)
+    done = go('eval.py', f'--run={out}', '--dataset=captions', '--task=retrieval', '--checkpoint=latest')
+    assert done.returncode == 0, done.stderr
+    r = json.loads((out / 'eval.json').read_text())
+    assert r['candidates'] == meta['counts']['test']['frames'] and r['texts'] == 5 * r['candidates'] and 'any caption' in r['protocol']
+    assert r['rerank_gflop_per_pair'] < .6 * r['from_pixels_gflop_per_pair'] and r['i2t_r1'] < .5
+    done = go(*command(scenes, tmp_path / 'tuned', dataset='captions', max_iters=2, init_from=out / 'latest.pt'))
+    assert done.returncode == 0 and 'arrays loaded' in done.stdout and (tmp_path / 'tuned/latest.pt').exists(), done.stderr
+
+def test_probes_of_frozen_features(tasks, fine_tune, tmp_path, monkeypatch):
+    """A colour is linear in the features of any model; what words say of a label is found by the text probe alone; folders named by class will do."""
+    build, _ = fine_tune
+    for split, n in ('train', 60), ('val', 24), ('test', 24):
+        for i in range(n):
+            (folder := tmp_path / 'colours' / split / ('red', 'green', 'blue')[i % 3]).mkdir(parents=True, exist_ok=True)
+            pixels = np.random.default_rng([n, i]).integers(0, 90, (40, 40, 3)) + 150 * np.eye(3, dtype=int)[i % 3]
+            Image.fromarray(pixels.astype(np.uint8)).save(folder / f'{i}.png')
+    for k, v in dict(run=str(build(tmp_path / 'run')), checkpoint='latest', examples=str(tmp_path / 'colours'), batch_size=16).items():
+        monkeypatch.setattr(evaluation, k, v)
+    with torch.no_grad():
+        found = evaluation.probe(evaluation.open_model())
+        assert found['linear'] > .9 and found['knn'] > .9 and found['split'] == 'test' and found['labels'] == 3 and 0 <= found['zero_shot'] <= 1 and 'text_only' not in found
+        lines = [dict(images=[f"test/{('red', 'green', 'blue')[i % 3]}/{i % 24}.png"], text=f"it is {('small', 'large')[i // 24 % 2]}", label='ab'[i // 24 % 2]) for i in range(48)]
+        for split in 'train', 'val', 'test':
+            (tmp_path / 'colours' / f'{split}.jsonl').write_text('\n'.join(map(json.dumps, lines)))
+        found = evaluation.probe(evaluation.open_model())
+    assert found['text_only'] == 1 and found['linear'] <= .6, 'the words tell the label, the pictures do not'
 
 def test_what_answers_are_worth(tmp_path):
     people = ['cat'] * 2 + ['dog'] * 5 + ['cow', 'pig', 'hen']

@@ -1,13 +1,16 @@
-"""The truth of the scenes as downstream tasks, in the very file formats of VQA v2, NLVR2 and SNLI-VE, so that each runs end to end without a download.
+"""The truth of the scenes as downstream tasks, in the very file formats of VQA v2, NLVR2, SNLI-VE, Karpathy's splits, and folders named by class, so
+that each runs end to end without a download.
 
-    python data/scenes/tasks.py                      after prepare.py: data/scenes/tasks/{vqa,nlvr2,snli_ve}/
+    python data/scenes/tasks.py                      after prepare.py: data/scenes/tasks/{vqa,nlvr2,snli_ve,classes}/
     python data/vqa/prepare.py --source=data/scenes/tasks/vqa --out=data/vqa/scenes           then the adapters, as for the real data
     python data/nlvr2/prepare.py --source=data/scenes/tasks/nlvr2 --out=data/nlvr2/scenes
     python data/snli_ve/prepare.py --source=data/scenes/tasks/snli_ve --out=data/snli_ve/scenes
+    python data/karpathy/prepare.py --source=data/scenes/tasks/vqa --out=data/karpathy/scenes.jsonl       five descriptions per picture
 
 Pictures of the videos that the prepared set holds out are in val and test here as well. One picture per scene; yes and no, true and false are balanced.
+classes/<split>/<colour shape>/ are windows of half the picture's side with one object in them.
 """
-import json, sys
+import importlib.util, json, sys
 from pathlib import Path
 import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -70,6 +73,14 @@ def hypothesis(rng, scene, palette, shapes):
     return dict(entailment=f'there is {a(named(o))}', contradiction=f'there is {a(absent(rng, scene, palette, shapes))}',
                 neutral=f"the {named(o)} {rng.choice(['is new', 'is expensive', 'belongs to someone', 'was made yesterday'])}")[label], label
 
+def alone(picture, scene):
+    """Windows of half the side that show one object and no part of another -> (object, window)."""
+    side = picture.width // 2
+    for o in scene['objects']:
+        x, y = (int(np.clip((o['box'][k] + o['box'][k + 2] - side) / 2, 0, picture.width - side)) for k in (0, 1))
+        if not any(p is not o and x < p['box'][2] and p['box'][0] < x + side and y < p['box'][3] and p['box'][1] < y + side for p in scene['objects']):
+            yield o, picture.crop((x, y, x + side, y + side))
+
 def pictures(name):
     """Key frames of a video -> [(seconds, PIL picture)]."""
     import av
@@ -82,7 +93,9 @@ def main():
     truth = {r['title']: json.loads(Path(videos, 'truth', f"{r['title']}.json").read_text()) for r in rows if r['status'] == 'ok'}
     held = {r['title']: r['split'] != 'train' for r in rows if r['status'] == 'ok'}
     shapes = sorted({o['shape'] for about in truth.values() for s in about['scenes'] for o in s['objects']})
-    rng, root, number = np.random.default_rng(seed), Path(out), 0
+    rng, root, number, captioned = np.random.default_rng(seed), Path(out), 0, []
+    spec = importlib.util.spec_from_file_location('scenes', Path(__file__).with_name('prepare.py'))
+    spec.loader.exec_module(scenes_ := importlib.util.module_from_spec(spec))
     vqa, nlvr2, snli = ({k: [] for k in names} for names in (('train2014', 'val2014'), ('train', 'dev', 'test1'), ('train', 'dev', 'test')))
     answers = {k: [] for k in vqa}
     from tqdm import tqdm
@@ -96,6 +109,13 @@ def main():
             number += 1
             picture.save(root / f'vqa/{split}/COCO_{split}_{number:012d}.jpg', quality=95)
             picture.save(root / f'snli_ve/flickr30k_images/{number}.jpg', quality=95)
+            told = [scene['said'], *(', '.join(scenes_.narrate(rng, scene)[0]) for _ in range(4))]
+            captioned.append(dict(filepath=split, filename=f'COCO_{split}_{number:012d}.jpg', imgid=number, cocoid=number, split=third.replace('dev', 'val'),
+                                  sentences=[dict(raw=t, imgid=number, sentid=5 * number + k) for k, t in enumerate(told)]))
+            for o, window in alone(picture, scene):
+                folder = root / 'classes' / third.replace('dev', 'val') / named(o)
+                folder.mkdir(parents=True, exist_ok=True)
+                window.save(folder / f"{number}-{scene['objects'].index(o)}.png")
             for _ in range(per_picture):
                 asked, answer = question(rng, scene, palette, shapes)
                 about = dict(image_id=number, question_id=len(vqa['train2014'] + vqa['val2014']) + 1)
@@ -114,6 +134,7 @@ def main():
     for split in vqa:
         (root / 'vqa' / f'v2_OpenEnded_mscoco_{split}_questions.json').write_text(json.dumps(dict(questions=vqa[split])))
         (root / 'vqa' / f'v2_mscoco_{split}_annotations.json').write_text(json.dumps(dict(annotations=answers[split])))
+    (root / 'vqa' / 'dataset_coco.json').write_text(json.dumps(dict(dataset='scenes', images=captioned)))
     for name, lines in [(f'nlvr2/{k}.json', v) for k, v in nlvr2.items()] + [(f'snli_ve/snli_ve_{k}.jsonl', v) for k, v in snli.items()]:
         (root / name).write_text(''.join(json.dumps(line) + '\n' for line in lines))
     print(f'{out}: {number} pictures; ' + ', '.join(f'{len(v)} {k}' for part in (vqa, nlvr2, snli) for k, v in part.items()))
