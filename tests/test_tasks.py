@@ -122,8 +122,10 @@ def test_probes_of_frozen_features(tasks, fine_tune, tmp_path, monkeypatch):
         monkeypatch.setattr(evaluation, k, v)
     with torch.no_grad():
         found = evaluation.probe(evaluation.open_model())
-        assert found['linear'] > .9 and found['knn'] > .9 and found['split'] == 'test' and found['labels'] == 3 and 0 <= found['zero_shot'] <= 1 and 'text_only' not in found
-        lines = [dict(images=[f"test/{('red', 'green', 'blue')[i % 3]}/{i % 24}.png"], text=f"it is {('small', 'large')[i // 24 % 2]}", label='ab'[i // 24 % 2]) for i in range(48)]
+        assert found['linear'] > .9 and found['knn'] > .9 and found['split'] == 'test' and found['labels'] == 3 and 0 <= found['zero_shot'] <= 1
+        assert 'text_only' not in found
+        lines = [dict(images=[f"test/{('red', 'green', 'blue')[i % 3]}/{i % 24}.png"], text=f"it is {('small', 'large')[i // 24]}", label='ab'[i // 24])
+                 for i in range(48)]
         for split in 'train', 'val', 'test':
             (tmp_path / 'colours' / f'{split}.jsonl').write_text('\n'.join(map(json.dumps, lines)))
         found = evaluation.probe(evaluation.open_model())

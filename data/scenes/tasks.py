@@ -20,6 +20,7 @@ videos = 'data/scenes/videos'    # of data/scenes/prepare.py
 dataset = 'data/scenes'          # of prepare.py: says which videos are held out
 out = 'data/scenes/tasks'
 per_picture = 2                  # questions, statements or hypotheses
+train_videos = 600               # at most
 seed = 0
 
 def a(words):
@@ -92,6 +93,8 @@ def main():
     rows = [json.loads(line) for line in open(Path(dataset, 'videos.jsonl'), encoding='utf-8')]
     truth = {r['title']: json.loads(Path(videos, 'truth', f"{r['title']}.json").read_text()) for r in rows if r['status'] == 'ok'}
     held = {r['title']: r['split'] != 'train' for r in rows if r['status'] == 'ok'}
+    train = set(sorted(k for k in truth if not held[k])[:train_videos])
+    truth = {k: v for k, v in truth.items() if held[k] or k in train}
     shapes = sorted({o['shape'] for about in truth.values() for s in about['scenes'] for o in s['objects']})
     rng, root, number, captioned = np.random.default_rng(seed), Path(out), 0, []
     spec = importlib.util.spec_from_file_location('scenes', Path(__file__).with_name('prepare.py'))
