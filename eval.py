@@ -51,6 +51,7 @@ n_pictures = 8                   # rows of the pictures
 write_length = 16                # tokens written about a picture
 batch_size = 64
 device = 'auto'
+dtype: Literal['auto', 'float32', 'bfloat16'] = 'auto'       # classify: of the fine-tuning; auto: bfloat16 on CUDA
 
 # ----------------------------------------------------------------------------------------------------------------------
 
@@ -286,6 +287,23 @@ def attention_map(model, patches, tokens, pad, layer):
     heat = (to_patches * gradient[:, :, :L, L + 1:].clamp(min=0) * said).sum(2) / said.sum(2)
     return heat.mean(1).detach()
 
+def patches_map(model, patches, tokens, pad, subsets=256):
+    """Where a phrase is in a picture: which patches, when they are among the quarter that stays, bring the picture's ITC embedding closer to this phrase than to
+    the average phrase -> (B, N). Shapes as above. RISE, arXiv:1806.07421, by leaving patches out, as training does."""
+    N = patches.shape[1]
+    noise = torch.from_numpy(train.draw_noise(train.EVAL_SEED, 0, 0, subsets, N)).to(patches.device)
+    stay = noise.argsort(1)[:, :max(N // 4, 1)].sort(1).values         # (subsets, N / 4), the same for all pictures
+    kept = torch.zeros(subsets, N, device=patches.device).scatter(1, stay, 1.)
+    phrase = torch.cat([model.embedding(model.unimodal(model.embed_text(t), p), model.text_proj, p) for t, p in zip(tokens.split(batch_size), pad.split(batch_size))])
+    phrase, heat = phrase - phrase.mean(0) * (len(phrase) > 1), []
+    for i in range(len(patches)):
+        if i == 0 or not torch.equal(patches[i], patches[i - 1]):      # phrases of one picture stand together
+            x = model.normalise(patches[i:i + 1]).expand(subsets, -1, -1)
+            z = model.embedding(model.unimodal(model.embed_image(x, stay)), model.image_proj)
+        score = z @ phrase[i]
+        heat.append((kept.T @ (score - score.mean())) / kept.sum(0).clamp(min=1))
+    return torch.stack(heat).clamp(min=0)
+
 def box_of(heat, size, threshold=.5):
     """The largest connected region of a map (n, n) above threshold x its maximum, in a picture of `size` pixels -> [x0, y0, x1, y1]."""
     n = 4 * heat.shape[0]
@@ -345,40 +363,41 @@ def read_phrases(model, data, pairs):
 
 def ground(model, data, pairs):
     """Phrase grounding without having seen a box: is the map's peak inside the object's box (pointing game), how much of the map is, and the box drawn
-    around its largest region."""
+    around its largest region. Two maps: by leaving patches out (itc), by the attention of a joint layer (itm, mlm)."""
     c = model.config
-    if c.n_unimodal == c.n_layer or not (c.has('itm') or c.has('mlm')):
-        return dict(skipped='grounding needs joint layers, and itm or mlm')
-    if not truth and not refs:
-        return dict(skipped='grounding needs --truth or --refs')
+    ways = ['patches'] * c.has('itc') + ['attention'] * (c.n_unimodal < c.n_layer and (c.has('itm') or c.has('mlm')))
+    if not ways or not truth and not refs:
+        return dict(skipped='grounding needs --truth or --refs' if ways else 'grounding needs itc, or joint layers and itm or mlm')
     pixels, phrases, boxes, outside = read_phrases(model, data, pairs)
     if not phrases:
         return dict(skipped='no phrase whose box lies in the picture')
-    layer, n = min(ground_layer, c.n_layer - c.n_unimodal - 1), c.image_size // c.patch_size
+    layer, n, half = min(ground_layer, max(c.n_layer - c.n_unimodal - 1, 0)), c.image_size // c.patch_size, c.patch_size / 2
     tokens, pad = model.tokenise(phrases)
     tokens, pad, pixels = tokens.to(model.vocab.device), F.pad(pad, (1, 0)).to(model.vocab.device), torch.stack(pixels)
-    heat = [attention_map(model, *(x[i:i + batch_size] for x in (pixels, tokens, pad)), layer) for i in range(0, len(phrases), batch_size)]
-    heat = torch.cat(heat).view(-1, n, n).cpu()                        # (phrases, n, n)
-    centre = (torch.arange(n).float().numpy() + .5) * c.patch_size
+    maps = dict(patches=lambda: patches_map(model, pixels, tokens, pad), attention=lambda: torch.cat([
+        attention_map(model, *(x[i:i + batch_size] for x in (pixels, tokens, pad)), layer) for i in range(0, len(phrases), batch_size)]))
+    maps = {way: maps[way]().view(-1, n, n).cpu() for way in ways}     # (phrases, n, n)
+    centre = (np.arange(n) + .5) * c.patch_size
+    def within(box, x, y): return (box[0] - half <= x) & (x <= box[2] + half) & (box[1] - half <= y) & (y <= box[3] + half)       # of a patch that touches the box
     def inside(box): return np.outer((centre >= box[1]) & (centre < box[3]), (centre >= box[0]) & (centre < box[2]))
-    hit, energy, overlap = [], [], []
-    for h, box in zip(heat, boxes):
-        y, x = divmod(int(h.argmax()), n)
-        hit.append(box[0] - c.patch_size / 2 <= centre[x] <= box[2] + c.patch_size / 2 and box[1] - c.patch_size / 2 <= centre[y] <= box[3] + c.patch_size / 2)
-        energy.append(float((h.numpy() * inside(box)).sum() / max(float(h.sum()), 1e-12)))
-        overlap.append(iou(box_of(h, c.image_size), box))
+    out, hit = {}, {}
+    for way, heat in maps.items():
+        peak = [(centre[int(h.argmax()) % n], centre[int(h.argmax()) // n]) for h in heat]
+        hit[way] = [bool(within(box, *at)) for box, at in zip(boxes, peak)]
+        overlap = np.array([iou(box_of(h, c.image_size), box) for h, box in zip(heat, boxes)])
+        energy = [float((h.numpy() * inside(box)).sum() / max(float(h.sum()), 1e-12)) for h, box in zip(heat, boxes)]
+        out |= {f'{way}_pointing': float(np.mean(hit[way])), f'{way}_energy_in_box': float(np.mean(energy)), f'{way}_box_iou50': float((overlap >= .5).mean()),
+                f'{way}_box_miou': float(overlap.mean())}
     area = np.prod(np.clip((boxes[:, 2:] - boxes[:, :2] + c.patch_size) / c.image_size, 0, 1), axis=1)
-    middle = c.image_size / 2
-    at_centre = np.mean([b[0] - c.patch_size / 2 <= middle <= b[2] + c.patch_size / 2 and b[1] - c.patch_size / 2 <= middle <= b[3] + c.patch_size / 2 for b in boxes])
-    pick = np.linspace(0, len(phrases) - 1, min(n_pictures, len(phrases))).round().astype(int)
-    def drawn(i):
+    at_centre = np.mean([within(b, c.image_size / 2, c.image_size / 2) for b in boxes])
+    def drawn(way, i):
         picture_ = picture(pixels[i].float() / 255, c.patch_size)
-        glow = F.interpolate(heat[i][None, None], picture_.shape[:2], mode='bicubic', align_corners=False)[0, 0].clamp(min=0)
+        glow = F.interpolate(maps[way][i][None, None], picture_.shape[:2], mode='bicubic', align_corners=False)[0, 0].clamp(min=0)
         return np.where((glow / glow.max().clamp(min=1e-12) > .5).numpy()[..., None], picture_, .35 * picture_ + .2)
-    sheet(['phrase', 'picture', 'where'], [[phrases[i], picture(pixels[i].float() / 255, c.patch_size), (drawn(i), 'green' if hit[i] else 'red')] for i in pick],
-          Path(run) / 'ground.png')
-    return dict(pointing=float(np.mean(hit)), pointing_chance=float(area.mean()), pointing_centre=float(at_centre), energy_in_box=float(np.mean(energy)),
-                box_iou50=float(np.mean(np.array(overlap) >= .5)), box_miou=float(np.mean(overlap)), phrases=len(phrases), phrases_outside=outside)
+    pick = np.linspace(0, len(phrases) - 1, min(n_pictures, len(phrases))).round().astype(int)
+    sheet(['phrase', 'picture', *(f'by {way}' for way in ways)], [[phrases[i], picture(pixels[i].float() / 255, c.patch_size)] + [
+        (drawn(way, i), 'green' if hit[way][i] else 'red') for way in ways] for i in pick], Path(run) / 'ground.png')
+    return out | dict(pointing_chance=float(area.mean()), pointing_centre=float(at_centre), phrases=len(phrases), phrases_outside=outside)
 
 # ----------------------------------------------------------------------------------------------------------------------
 # search
@@ -540,7 +559,7 @@ class Classifier(torch.nn.Module):
             else:
                 fused_text, fused_image, _ = m.fuse(text, image, pad)
                 seen.append((fused_image if text is None else fused_text)[:, 0])
-        return self.head(torch.cat(seen, 1).float())
+        return self.head(torch.cat(seen, 1)).float()
 
 @functools.lru_cache(200_000)
 def square(path, size):
@@ -617,7 +636,8 @@ def classify(model):
                     if a in place:
                         t[place[a]] = value
             with torch.enable_grad():
-                logits = net(*batch_of(model, some, rng))
+                with torch.autocast(dev.type, torch.bfloat16, enabled=dtype == 'bfloat16' or dtype == 'auto' and dev.type == 'cuda'):
+                    logits = net(*batch_of(model, some, rng))
                 loss = F.cross_entropy(logits, target) if exclusive else F.binary_cross_entropy_with_logits(logits, target) * len(labels)
                 loss.backward()
             torch.nn.utils.clip_grad_norm_(net.parameters(), 1.)

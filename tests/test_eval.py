@@ -176,19 +176,42 @@ def test_boxes_of_maps():
     assert evaluation.iou(evaluation.box_of(heat, 64), [24, 16, 56, 40]) > .8
     assert evaluation.iou([0, 0, 2, 2], [1, 1, 3, 3]) == pytest.approx(1 / 7) and evaluation.iou([0, 0, 1, 1], [2, 2, 3, 3]) == 0
 
+@torch.no_grad()
+def test_the_map_by_patches_is_its_definition(scenes):
+    """Each picture and phrase by itself, one subset at a time; a patch of weight where the embedding is made to depend on it alone."""
+    torch.manual_seed(0)
+    m = models.VLModel(models.VLConfig(image_size=32, full_size=40, patch_size=8, text_len=6, vocab_size=50, n_layer=2, n_unimodal=1, n_head=2, n_embd=32)).eval()
+    patches, tokens, pad = torch.randint(0, 256, (3, 16, 192), dtype=torch.uint8), torch.randint(0, 50, (3, 6)), torch.zeros(3, 7, dtype=torch.bool)
+    patches[1] = patches[0]
+    heat = evaluation.patches_map(m, patches, tokens, pad, subsets=40)
+    phrase = m.embedding(m.unimodal(m.embed_text(tokens), pad), m.text_proj, pad)
+    noise = torch.from_numpy(train.draw_noise(train.EVAL_SEED, 0, 0, 40, 16))
+    for i in range(3):
+        total, times, scores = torch.zeros(16), torch.zeros(16), []
+        for s in range(40):
+            stay = noise[s].argsort()[:4].sort().values
+            z = m.embedding(m.unimodal(m.embed_image(m.normalise(patches[i:i + 1]), stay[None])), m.image_proj)[0]
+            scores.append((stay, float(z @ (phrase[i] - phrase.mean(0)))))
+        mean = np.mean([v for _, v in scores])
+        for stay, v in scores:
+            total[stay] += v - mean
+            times[stay] += 1
+        assert torch.allclose(heat[i], (total / times.clamp(min=1)).clamp(min=0), atol=1e-5)
+
 def test_grounding_by_truth_and_by_references(scenes, trained, tmp_path, monkeypatch):
     from PIL import Image
     before = (trained / 'eval.json').read_text() if (trained / 'eval.json').exists() else '{}'
     done = evaluate(f'--run={trained}', '--split=train', f'--truth={scenes}/videos/truth', '--checkpoint=latest', '--task=ground')
     assert done.returncode == 0, done.stderr
     r = json.loads((trained / 'eval.json').read_text())
-    assert r['phrases'] > 50 and 0 < r['pointing_chance'] < .7 and 0 <= r['pointing'] <= 1 and r.items() >= json.loads(before).items(), 'and other results stay'
+    assert r['phrases'] > 50 and 0 < r['pointing_chance'] < .7 and 0 <= r['attention_pointing'] <= 1 and r.items() >= json.loads(before).items(), 'and other results stay'
+    assert r['patches_pointing'] > r['pointing_chance'] + .1 and r['patches_pointing'] > r['pointing_centre'], 'learned, without a box'
     Image.new('RGB', (80, 40), 'red').save(tmp_path / 'wide.png')
     rows = [dict(image='wide.png', text='a red thing', box=[20, 0, 40, 40]), dict(image='wide.png', text='outside', box=[0, 0, 5, 40])]
     (tmp_path / 'refs.json').write_text(json.dumps(rows))
     done = evaluate(f'--run={trained}', '--split=train', f'--refs={tmp_path}/refs.json', '--checkpoint=latest', '--task=ground')
     r = json.loads((trained / 'eval.json').read_text())
-    assert done.returncode == 0 and (r['phrases'], r['phrases_outside'], r['pointing'], r['pointing_chance']) == (1, 1, 1., 1.) and r['energy_in_box'] > .99, done.stderr
+    assert done.returncode == 0 and (r['phrases'], r['phrases_outside'], r['attention_pointing'], r['pointing_chance']) == (1, 1, 1., 1.) and r['attention_energy_in_box'] > .99, done.stderr
     model = models.VLModel(models.VLConfig(image_size=32, full_size=40, patch_size=8, text_len=6, vocab_size=50, n_layer=2, n_unimodal=1, n_head=2, n_embd=32))
     for content, words in ('{', 'expected'), ('[{"image": "absent.png", "text": "x", "box": [1, 2, 3, 4]}]', 'absent.png'), ('[{"image": "wide.png"}]', 'box'):
         (tmp_path / 'refs.json').write_text(content)
