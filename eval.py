@@ -503,7 +503,7 @@ a {{ color: #1550a0 }} mark {{ background: #ffe68a }} small {{ color: #777 }} fi
 # ----------------------------------------------------------------------------------------------------------------------
 # fine-tuning: questions, pairs of pictures, entailment, ... one file format, one loop
 
-def read_examples(path):
+def read_examples(path, text_len=10 ** 9):
     """JSONL of {"images": [one or two paths], "text": ..., "label": ...}, or "answers": [of several people], "id" as you like -> rows with `scores`, {label:
     what it is worth}. Of answers: 1, 2, 3, 4 people .3, .6, .9, 1, as is usual for VQA. Rows whose pictures are absent are left out and counted.
     Instead of <split>.jsonl a folder <split>/<class>/ of pictures will do, without text."""
@@ -526,6 +526,8 @@ def read_examples(path):
             absent += 1
     if absent:
         print(f'{path}: {absent} of {absent + len(rows)} examples left out: their pictures are absent')
+    if long := sum(len(r['text'].split()) > text_len for r in rows):
+        print(f'{path}: {long} of {len(rows)} texts have more than {text_len} words, of which the last are not read')
     if not rows:
         sys.exit(f'error: {path} is absent or has no example whose pictures are there')
     return rows
@@ -579,12 +581,13 @@ def batch_of(model, some, rng=None):
     pixels = np.stack([x[:, y:y + c.image_size, z:z + c.image_size] for x, (y, z) in zip(pixels, at)])
     patches = models.patchify(torch.from_numpy(pixels.reshape(-1, *pixels.shape[2:])), c.patch_size).view(*pixels.shape[:2], c.n_patches, -1)
     tokens, pad = model.tokenise([r['text'] for r in some])
-    return patches.to(dev), tokens.to(dev), F.pad(pad, (1, 0)).to(dev)
+    T = max(int((~pad).sum(1).max()), 1)                               # as long as the longest
+    return patches.to(dev), tokens[:, :T].to(dev), F.pad(pad[:, :T], (1, 0)).to(dev)
 
 def classify(model):
     """Fine-tune on --examples, keep the epoch that is best on val.jsonl, judge it once on test.jsonl -> {split: score, ...}. Ctrl-C and again: it goes on."""
     c, folder, model.teacher = model.config, Path(examples), None
-    rows = {s: read_examples(folder / f'{s}.jsonl') for s in ('train', 'val', 'test') if s != 'test' or (folder / 'test.jsonl').exists() or (folder / 'test').is_dir()}
+    rows = {s: read_examples(folder / f'{s}.jsonl', model.config.text_len) for s in ('train', 'val', 'test') if s != 'test' or (folder / 'test.jsonl').exists() or (folder / 'test').is_dir()}
     count = Counter()
     for row in rows['train']:
         count.update(row['scores'])
@@ -696,7 +699,7 @@ def probe(model):
     """What frozen features tell about --examples: linear and kNN on pictures, zero-shot from the names of the labels, linear on the texts alone.
     Weight decay chosen on val; test judged once."""
     folder = Path(examples)
-    rows = {s: read_examples(folder / f'{s}.jsonl') for s in ('train', 'val', 'test') if s != 'test' or (folder / 'test.jsonl').exists() or (folder / 'test').is_dir()}
+    rows = {s: read_examples(folder / f'{s}.jsonl', model.config.text_len) for s in ('train', 'val', 'test') if s != 'test' or (folder / 'test.jsonl').exists() or (folder / 'test').is_dir()}
     last, labels = list(rows)[-1], [k for k, _ in Counter(max(r['scores'], key=r['scores'].get) for r in rows['train']).most_common(n_labels)]
     place = {k: i for i, k in enumerate(labels)}
     x = {s: features(model, r) for s, r in rows.items()}
