@@ -1,4 +1,4 @@
-"""What a run learned: numbers into out/<run>/eval.json, pictures into out/<run>/*.png.
+"""What a run learned: numbers into out/<run>/eval.json (eval-<dataset>.json for --dataset), pictures into out/<run>/*.png.
 
     python eval.py --run=out/demo                                   everything, on the held-out videos
     python eval.py --run=out/demo --task=retrieval --candidates=1000
@@ -540,19 +540,23 @@ def worth(row, answer):
     return float(np.mean([min((people[:i] + people[i + 1:]).count(answer) / 3, 1) for i in range(len(people))]))
 
 class Classifier(torch.nn.Module):
-    """The [CLS] of words fused with each picture -> two layers -> scores of the labels. `only`: 'text' or 'image' hides the other, the honest baseline.
-    Without joint layers (CLIP): the two [CLS] side by side."""
+    """The [CLS] of words fused with each picture, and a [MASK] after the words, where masked language modelling has learned to answer -> two layers -> scores
+    of the labels. `only`: 'text' or 'image' hides the other, the honest baseline. Without joint layers (CLIP): the two [CLS] side by side."""
     def __init__(self, model, n_images, n_labels, only):
         super().__init__()
         c, self.model, self.only = model.config, model, only
         self.towers = c.n_unimodal == c.n_layer
-        width = c.n_embd * (n_images if only != 'text' else 1) * (2 if self.towers and not only else 1)
+        width = c.n_embd * (n_images if only != 'text' else 1) * (1 if only and self.towers or only == 'image' else 2)
         self.head = torch.nn.Sequential(torch.nn.Linear(width, 2 * c.n_embd), torch.nn.LayerNorm(2 * c.n_embd), torch.nn.GELU(), torch.nn.Linear(2 * c.n_embd, n_labels))
 
     def forward(self, patches, tokens, pad):
         """patches (B, I, N, P) uint8, tokens (B, T), pad (B, 1 + T) -> (B, labels)."""
-        m, text, seen = self.model, None, []
+        m, text, seen, row = self.model, None, [], torch.arange(len(tokens), device=tokens.device)
         if self.only != 'image':
+            end = (~pad[:, 1:]).sum(1).clamp(max=m.config.text_len - 1)
+            tokens, pad = F.pad(tokens, (0, 1)), F.pad(pad, (0, 1), value=True)
+            tokens[row, end], pad[row, 1 + end] = m.mask_id, False
+            tokens, pad = tokens[:, :m.config.text_len], pad[:, :1 + m.config.text_len]
             text = m.unimodal(m.embed_text(tokens), pad)
         for i in range(patches.shape[1] if self.only != 'text' else 1):
             image = None if self.only == 'text' else m.unimodal(m.embed_image(m.normalise(patches[:, i])))
@@ -560,7 +564,7 @@ class Classifier(torch.nn.Module):
                 seen += [x[:, 0] for x in (text, image) if x is not None]
             else:
                 fused_text, fused_image, _ = m.fuse(text, image, pad)
-                seen.append((fused_image if text is None else fused_text)[:, 0])
+                seen += [fused_image[:, 0]] if text is None else [fused_text[:, 0], fused_text[row, 1 + end]]
         return self.head(torch.cat(seen, 1)).float()
 
 @functools.lru_cache(200_000)
@@ -1019,7 +1023,8 @@ def main():
         sys.exit(f"error: no task is called {', '.join(unknown)}; there are {', '.join(todo)}, search, caption, paint, classify, probe")
     model, data = load_run()
     pairs = train.distinct_pairs(data, model.config, candidates)
-    path, made_of = Path(run) / 'eval.json', dict(checkpoint=checkpoint, split=split, dataset=train.dataset, iteration=model.iteration)
+    other = f'-{dataset}' * bool(dataset)                              # judged on another set: results of its own
+    path, made_of = Path(run) / f'eval{other}.json', dict(checkpoint=checkpoint, split=split, dataset=train.dataset, iteration=model.iteration)
     former = json.loads(path.read_text()) if path.exists() else {}
     results = former if made_of.items() <= former.items() else made_of # tasks that were judged before stay
     for name in task.split(','):

@@ -104,7 +104,7 @@ def test_five_captions_a_picture_zero_shot_and_fine_tuned(scenes, tasks, fine_tu
     out = build(tmp_path / 'run', itm=1.)
     done = go('eval.py', f'--run={out}', '--dataset=captions', '--task=retrieval', '--checkpoint=latest')
     assert done.returncode == 0, done.stderr
-    r = json.loads((out / 'eval.json').read_text())
+    r = json.loads((out / 'eval-captions.json').read_text())
     assert r['candidates'] == meta['counts']['test']['frames'] and r['texts'] == 5 * r['candidates'] and 'any caption' in r['protocol']
     assert r['rerank_gflop_per_pair'] < .6 * r['from_pixels_gflop_per_pair'] and r['i2t_r1'] < .5
     done = go(*command(scenes, tmp_path / 'tuned', dataset='captions', max_iters=2, init_from=out / 'latest.pt'))
