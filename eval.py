@@ -591,7 +591,7 @@ def batch_of(model, some, rng=None):
 def classify(model):
     """Fine-tune on --examples, keep the epoch that is best on val.jsonl, judge it once on test.jsonl -> {split: score, ...}. Ctrl-C and again: it goes on."""
     c, folder, model.teacher = model.config, Path(examples), None
-    rows = {s: read_examples(folder / f'{s}.jsonl', model.config.text_len) for s in ('train', 'val', 'test') if s != 'test' or (folder / 'test.jsonl').exists() or (folder / 'test').is_dir()}
+    rows = {s: read_examples(folder / f'{s}.jsonl', model.config.text_len) for s in ('train', 'val', *(['test'] if any(folder.glob('test*')) else []))}
     count = Counter()
     for row in rows['train']:
         count.update(row['scores'])
@@ -703,7 +703,7 @@ def probe(model):
     """What frozen features tell about --examples: linear and kNN on pictures, zero-shot from the names of the labels, linear on the texts alone.
     Weight decay chosen on val; test judged once."""
     folder = Path(examples)
-    rows = {s: read_examples(folder / f'{s}.jsonl', model.config.text_len) for s in ('train', 'val', 'test') if s != 'test' or (folder / 'test.jsonl').exists() or (folder / 'test').is_dir()}
+    rows = {s: read_examples(folder / f'{s}.jsonl', model.config.text_len) for s in ('train', 'val', *(['test'] if any(folder.glob('test*')) else []))}
     last, labels = list(rows)[-1], [k for k, _ in Counter(max(r['scores'], key=r['scores'].get) for r in rows['train']).most_common(n_labels)]
     place = {k: i for i, k in enumerate(labels)}
     x = {s: features(model, r) for s, r in rows.items()}
