@@ -12,7 +12,7 @@
 What the judged tasks measure: zero-shot retrieval both ways; masked words with the right picture, another one and none (the honest test that pictures are used); PSNR of
 painted patches; pictures from words alone and words from pictures alone. All on videos that training never saw, windows in the middle.
 """
-import base64, functools, glob, hashlib, html, io, json, math, re, sys, tempfile, textwrap, time
+import base64, dataclasses, functools, glob, hashlib, html, io, json, math, re, sys, tempfile, textwrap, time
 from collections import Counter
 from pathlib import Path
 from typing import Literal
@@ -576,6 +576,18 @@ def square(path, size):
     except OSError as e:
         sys.exit(f'error: {path} cannot be read as a picture ({e}); take it out of the examples')
 
+def with_words_of(model, rows):
+    """The model, its vocabulary wider by the words of these examples: questions have words that narration lacks, which it would otherwise spell."""
+    from prepare import gpt2_encoding
+    encoding, old = gpt2_encoding(), model.state_dict()
+    said = {i for text in {' ' + ' '.join(r['text'].split()) for r in rows} for i in encoding.encode_ordinary(text)}
+    vocab = torch.tensor(model.vocab.tolist() + sorted(said - set(model.vocab.tolist())))
+    c = dataclasses.replace(model.config, vocab_size=len(vocab), psl=0., distill=0., queue_size=0)
+    torch.manual_seed(seed)
+    wide = models.VLModel(c, vocab, torch.ones(len(vocab) + 2, dtype=torch.bool), model.pixel_mean.cpu(), model.pixel_std.cpu(), torch.full((len(vocab),), -1))
+    models.load_former(wide, {k: v.cpu() for k, v in old.items()})
+    return wide.to(model.vocab.device).eval()
+
 def batch_of(model, some, rng=None):
     """Examples -> patches (B, I, N, P) uint8, tokens (B, T), pad (B, 1 + T); a random window if rng, else the middle."""
     c, dev = model.config, model.pixel_mean.device
@@ -590,9 +602,10 @@ def batch_of(model, some, rng=None):
 
 def classify(model):
     """Fine-tune on --examples, keep the epoch that is best on val.jsonl, judge it once on test.jsonl -> {split: score, ...}. Ctrl-C and again: it goes on."""
-    c, folder, model.teacher = model.config, Path(examples), None
+    folder = Path(examples)
     rows = {s: read_examples(folder / f'{s}.jsonl', model.config.text_len) for s in ('train', 'val', *(['test'] if any(folder.glob('test*')) else []))}
-    count = Counter()
+    model, count = with_words_of(model, rows['train']), Counter()
+    c, model.teacher = model.config, None
     for row in rows['train']:
         count.update(row['scores'])
     labels, exclusive = [k for k, _ in count.most_common(n_labels)], all(list(r['scores'].values()) == [1.] for r in rows['train'])
@@ -607,11 +620,13 @@ def classify(model):
     for p in net.head:
         if hasattr(p, 'reset_parameters'):
             p.reset_parameters()
-    def depth(name):                                                   # 0: embeddings ... n_layer, the head n_layer + 1
-        return c.n_layer + 1 if name.startswith('head') or 'model.norm' in name else int(name.split('.')[2]) + 1 if name.startswith('model.blocks.') else 0
-    groups = [dict(params=[p], scale=layer_decay ** (c.n_layer + 1 - depth(n)), weight_decay=.05 * (p.dim() == 2))
+    def depth(name):                                                   # 0: patches ... n_layer, the head n_layer + 1, and words, which may be new
+        if name.startswith('head') or 'model.norm' in name or 'tok_embed' in name:
+            return c.n_layer + 1
+        return int(name.split('.')[2]) + 1 if name.startswith('model.blocks.') else 0
+    groups = [dict(params=[p], scale=layer_decay ** (c.n_layer + 1 - depth(n)), weight_decay=.05 * (p.dim() == 2), matrix='blocks' in n and p.dim() == 2)
               for n, p in net.named_parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(groups, lr=learning_rate)
+    optimizers = [torch.optim.AdamW([g for g in groups if not g['matrix']], lr=learning_rate), train.Muon([g for g in groups if g['matrix']], learning_rate, .05)]
 
     def judge(split):
         net.eval()
@@ -627,7 +642,8 @@ def classify(model):
         if was['labels'] != labels or was['epochs'] != epochs or was['learning_rate'] != learning_rate:
             sys.exit(f'error: {out} was begun with other labels, epochs or learning rate; remove it, or take another --seed')
         net.load_state_dict(was['net'])
-        optimizer.load_state_dict(was['optimizer'])
+        for optimizer, state in zip(optimizers, was['optimizers']):
+            optimizer.load_state_dict(state)
         epoch, best, best_epoch = was['epoch'], was['best'], was['best_epoch']
     while epoch < epochs and epoch - best_epoch < 4:                   # three epochs without a better one: enough
         rng = np.random.default_rng([seed, epoch])
@@ -635,7 +651,7 @@ def classify(model):
         net.train()
         for k in range(steps):
             some, done = [rows['train'][i] for i in order[k * batch_size:(k + 1) * batch_size]], (epoch * steps + k) / (epochs * steps)
-            for group in optimizer.param_groups:
+            for group in [g for o in optimizers for g in o.param_groups]:
                 group['lr'] = learning_rate * group['scale'] * min((done + 1e-3) / .1, (1 - done) / .9)           # 10 % warm-up, then linear to 0
             target = torch.zeros(len(some), len(labels), device=dev)
             for row, t in zip(some, target):
@@ -648,8 +664,9 @@ def classify(model):
                 loss = F.cross_entropy(logits, target) if exclusive else F.binary_cross_entropy_with_logits(logits, target) * len(labels)
                 loss.backward()
             torch.nn.utils.clip_grad_norm_(net.parameters(), 1.)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            for optimizer in optimizers:
+                optimizer.step()
+            net.zero_grad(set_to_none=True)
             total += loss.item() / steps
         epoch += 1
         value = judge('val')[1]
@@ -657,8 +674,8 @@ def classify(model):
         if value > best:
             best, best_epoch = value, epoch
             train.save_checkpoint(out / 'best.pt', net=net.state_dict(), labels=labels)
-        train.save_checkpoint(out / 'latest.pt', net=net.state_dict(), optimizer=optimizer.state_dict(), labels=labels, epoch=epoch, best=best, best_epoch=best_epoch,
-                              epochs=epochs, learning_rate=learning_rate)
+        train.save_checkpoint(out / 'latest.pt', net=net.state_dict(), optimizers=[o.state_dict() for o in optimizers], labels=labels, epoch=epoch, best=best,
+                              best_epoch=best_epoch, epochs=epochs, learning_rate=learning_rate)
     net.load_state_dict(torch.load(out / 'best.pt', map_location=dev, weights_only=True)['net'])
     found = dict(task=folder.name, only=only or 'words and pictures', seed=seed, labels=len(labels), best_epoch=best_epoch, train_examples=len(rows['train']))
     for s in [s for s in ('val', 'test') if s in rows]:

@@ -816,6 +816,7 @@ def load_vit(model, path):
     used = {*loaded, *(['patch_embed.proj.weight', 'patch_embed.proj.bias'] if 'patch_embed.weight' in loaded else [])}
     return loaded, sorted(set(state) - used)
 
+@torch.no_grad()
 def load_former(model, theirs):
     """The weights of a run of train.py into a model for other data: words by their ids in the tokenizer, positions as far as they go, what has another shape
     is left out -> (names loaded, names left out)."""
