@@ -198,10 +198,10 @@ def test_one_picture_is_learned_by_heart(fine_tune, tmp_path):
         (tmp_path / f'colours/{split}.jsonl').write_text(''.join(json.dumps(x) + '\n' for x in lines))
     for settings in dict(n_embd=32), dict(n_embd=32, parts='clean:1', mlm=0., mim=0., n_unimodal=3):
         out = build(tmp_path / f'run{len(settings)}', **settings)
-        whole = run(out, examples=str(tmp_path / 'colours'), epochs=6)
+        whole = run(out, examples=str(tmp_path / 'colours'), epochs=6, learning_rate=4e-3)
         assert whole['val'] > .9 and 'test' not in whole
         assert run(out, examples=str(tmp_path / 'colours'), epochs=2, only='text')['val'] == pytest.approx(1 / 3)
-    assert run(out, examples=str(tmp_path / 'colours'), epochs=6, only='image')['val'] > .9
+    assert run(out, examples=str(tmp_path / 'colours'), epochs=6, only='image', learning_rate=4e-3)['val'] > .9
 
 def test_the_head_reads_words_and_every_picture():
     torch.manual_seed(0)
