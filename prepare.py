@@ -814,7 +814,8 @@ def uploads(*kinds):
 def marks(index):
     """What a re-upload has in common with its original: the dHash of each frame, and one in 8 of the hashes of 8 tokens in a row."""
     tokens = index['tokens'].astype(np.uint64)
-    grams = sum((tokens[i:len(tokens) - 7 + i] * np.uint64(0x9E3779B97F4A7C15 ** (i + 1) % 2 ** 64) for i in range(8)), np.zeros(max(len(tokens) - 7, 0), np.uint64))
+    n = max(len(tokens) - 7, 0)                                        # runs of eight tokens; a few words have none
+    grams = sum((tokens[i:i + n] * np.uint64(0x9E3779B97F4A7C15 ** (i + 1) % 2 ** 64) for i in range(8)), np.zeros(n, np.uint64))
     grams ^= grams >> np.uint64(29)
     return {h.tobytes() for h in index['hashes']}, {int(g) for g in grams if g % 8 == 0}
 

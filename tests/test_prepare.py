@@ -540,3 +540,8 @@ def test_hallucinations_are_dropped():
     assert prepare.hallucinated(result('words', no_speech_prob=.7, avg_logprob=-.6), 10) == 'silent'
     assert prepare.hallucinated(result('Thank you.', no_speech_prob=.3), 3) == 'stock_phrase' and prepare.hallucinated(result('Thank you.'), 3) == ''
     assert prepare.hallucinated(result('a' * 300), 10) == 'rate'
+
+@pytest.mark.parametrize('n', range(10))
+def test_a_few_words_are_no_mark_of_a_reupload(n):
+    index = dict(tokens=np.arange(n, dtype=np.uint16), hashes=np.zeros((0, 8), np.uint8))
+    assert prepare.marks(index)[1] == set() if n < 8 else isinstance(prepare.marks(index)[1], set)
