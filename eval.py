@@ -118,7 +118,7 @@ def hits(score, mine, theirs):
     count against it, other right ones do not."""
     same = mine[:, None] == theirs
     best = score.masked_fill(~same, -math.inf).max(1, keepdim=True).values
-    return ((score >= best) & ~same).sum(1)
+    return (~(score < best) & ~same).sum(1)                            # so that what is not a number is not right
 
 def recalls(rank):
     return {f'r{k}': (rank < k).float().mean().item() for k in (1, 5, 10)} | dict(median_rank=rank.median().item() + 1)
@@ -144,7 +144,7 @@ def encode(model, x, keep):
         if keep:
             file.write(states.half().cpu().numpy().tobytes())
             shape = states.shape[1:]
-    return torch.cat(z) if z else None, torch.from_numpy(np.memmap(file, np.float16, 'c').reshape(-1, *shape)) if keep else None
+    return torch.cat(z) if z else None, torch.from_numpy(np.memmap(file, np.float16, 'r+').reshape(-1, *shape)) if keep else None
 
 def retrieval(model, data, pairs):
     """Both ways, by the dot product of the ITC embeddings; the `rerank` best of them again by the matching head, from kept unimodal states; by how well the
@@ -161,7 +161,7 @@ def retrieval(model, data, pairs):
     def words_():
         for t, p in zip(tokens.split(batch_size), pad.split(batch_size)):
             yield model.unimodal(model.embed_text(t.to(dev)), p.to(dev)), p.to(dev)
-    tells, matches = c.has('mlm') and 'amm_text' in c.plan, c.has('itm')
+    tells, matches = c.has('mlm') and 'amm_text' in c.plan, c.has('itm') and (rerank > 0 or not c.has('itc'))
     if not (c.has('itc') or tells or matches):
         return dict(skipped='the run has no itc, itm or amm_text to retrieve by')
     image, image_states = encode(model, pictures_(), tells or matches)
@@ -188,7 +188,7 @@ def retrieval(model, data, pairs):
             pair = torch.stack([some[:, None].expand_as(again), again], -1).view(-1, 2)       # (queries * rerank, 2)
             logit = matching(model, image_states, text_states, pad, *(pair if way == 'i2t_' else pair.flip(1)).T).view(again.shape)
             right = other[again] == label[some][:, None]
-            order = ((logit >= logit.masked_fill(~right, -math.inf).max(1, keepdim=True).values) & ~right).sum(1)
+            order = (~(logit < logit.masked_fill(~right, -math.inf).max(1, keepdim=True).values) & ~right).sum(1)
             order = torch.where(right.any(1), order, rank if image is not None else len(again[0]))
             out |= {f'itm_{way}r1': (order < 1).float().mean().item()}
             if image is None:
@@ -215,12 +215,13 @@ def matching(model, image_states, text_states, pad, i, j):
     """The matching head's logit for pictures i and words j (pairs,) from kept unimodal states: only the joint layers run -> (pairs,)."""
     dev, out = model.pixel_mean.device, []
     for p, w in zip(i.split(4 * batch_size), j.split(4 * batch_size)):
-        match = model.itm_head(model.fuse(text_states[w].float().to(dev), image_states[p].float().to(dev), pad[w].to(dev))[0][:, 0]).float()
+        match = model.itm_head(model.fuse(text_states[w].to(dev).float(), image_states[p].to(dev).float(), pad[w].to(dev))[0][:, 0]).float()
         out.append((match[:, 1] - match[:, 0]).cpu())
     return torch.cat(out)
 
 def rerank_cost(model, image_states, text_states, pad, pairs):
     """What a pair costs when it is matched from kept states, and from pixels and words: GFLOP, ms."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
     _, patches, tokens, blank, _ = next(pairs)
     at, out = torch.arange(len(tokens)), {}
@@ -228,7 +229,7 @@ def rerank_cost(model, image_states, text_states, pad, pairs):
         image, text = model.unimodal(model.embed_image(model.normalise(patches))), model.unimodal(model.embed_text(tokens), blank)
         return model.itm_head(model.fuse(text, image, blank)[0][:, 0])
     for name, go in ('rerank', lambda: matching(model, image_states, text_states, pad, at, at)), ('from_pixels', whole):
-        with FlopCounterMode(display=False) as counter:
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:          # the CPU's fused attention is not counted
             go()
         ms = []
         for _ in range(3):
@@ -248,7 +249,7 @@ def likelihood(model, image_states, tokens, pad):
         blank = pad[mine[:1]].to(dev)
         hidden = model.unimodal(model.embed_text(torch.full_like(tokens[:1], model.mask_id).to(dev)), blank)
         for rows in torch.arange(len(image_states)).split(batch_size):
-            states = model.fuse(hidden.expand(len(rows), -1, -1), image_states[rows].float().to(dev), blank.expand(len(rows), -1))[0][:, 1:1 + n_words]
+            states = model.fuse(hidden.expand(len(rows), -1, -1), image_states[rows].to(dev).float(), blank.expand(len(rows), -1))[0][:, 1:1 + n_words]
             log_p = model.word_logits(states).float().log_softmax(-1)                          # (rows, n_words, V)
             said = tokens[mine, :n_words].T[None].expand(len(rows), -1, -1).to(dev)            # (rows, n_words, mine)
             out[rows[:, None], mine] = log_p.gather(2, said).mean(1).cpu()
@@ -371,7 +372,7 @@ def ground(model, data, pairs):
     pixels, phrases, boxes, outside = read_phrases(model, data, pairs)
     if not phrases:
         return dict(skipped='no phrase whose box lies in the picture')
-    layer, n, half = min(ground_layer, max(c.n_layer - c.n_unimodal - 1, 0)), c.image_size // c.patch_size, c.patch_size / 2
+    layer, n, half = min(max(ground_layer, 0), max(c.n_layer - c.n_unimodal - 1, 0)), c.image_size // c.patch_size, c.patch_size / 2
     tokens, pad = model.tokenise(phrases)
     tokens, pad, pixels = tokens.to(model.vocab.device), F.pad(pad, (1, 0)).to(model.vocab.device), torch.stack(pixels)
     maps = dict(patches=lambda: patches_map(model, pixels, tokens, pad), attention=lambda: torch.cat([
@@ -511,7 +512,9 @@ def read_examples(path, text_len=10 ** 9):
     if not path.exists() and (folder := path.with_suffix('')).is_dir():
         rows = [dict(images=[p], text='', label=p.parent.name, scores={p.parent.name: 1.}) for p in sorted(folder.glob('*/*'))
                 if p.suffix.lower() in ('.jpg', '.jpeg', '.png', '.webp')]
-    for number, line in enumerate(path.read_text(encoding='utf-8').splitlines() if path.exists() else (), 1):
+    for number, line in enumerate(path.read_text(encoding='utf-8').split('\n') if path.exists() else (), 1):
+        if not line.strip():
+            continue
         try:
             row = json.loads(line)
             row['images'] = [path.parent / p for p in row['images']]
@@ -530,6 +533,15 @@ def read_examples(path, text_len=10 ** 9):
         print(f'{path}: {long} of {len(rows)} texts have more than {text_len} words, of which the last are not read')
     if not rows:
         sys.exit(f'error: {path} is absent or has no example whose pictures are there')
+    return rows
+
+def read_splits(model):
+    """--examples -> {train, val, and test if there is one: rows}, all with one picture or all with two."""
+    folder = Path(examples)
+    some = 'train', 'val', *(['test'] if (folder / ('test.jsonl' if (folder / 'train.jsonl').exists() else 'test')).exists() else [])
+    rows = {s: read_examples(folder / f'{s}.jsonl', model.config.text_len) for s in some}
+    if len({len(r['images']) for rs in rows.values() for r in rs}) > 1:
+        sys.exit(f'error: {folder}: some examples have one picture and some two')
     return rows
 
 def worth(row, answer):
@@ -567,7 +579,7 @@ class Classifier(torch.nn.Module):
                 seen += [fused_image[:, 0]] if text is None else [fused_text[:, 0], fused_text[row, 1 + end]]
         return self.head(torch.cat(seen, 1)).float()
 
-@functools.lru_cache(200_000)
+@functools.lru_cache(20_000)
 def square(path, size):
     """A picture -> its middle square, (size, size, 3) uint8."""
     from PIL import Image, ImageOps
@@ -603,19 +615,19 @@ def batch_of(model, some, rng=None):
 def classify(model):
     """Fine-tune on --examples, keep the epoch that is best on val.jsonl, judge it once on test.jsonl -> {split: score, ...}. Ctrl-C and again: it goes on."""
     folder = Path(examples)
-    rows = {s: read_examples(folder / f'{s}.jsonl', model.config.text_len) for s in ('train', 'val', *(['test'] if any(folder.glob('test*')) else []))}
-    model, count = with_words_of(model, rows['train']), Counter()
+    rows = read_splits(model)
+    iteration, model, count = model.iteration, with_words_of(model, rows['train']), Counter()
     c, model.teacher = model.config, None
     for row in rows['train']:
         count.update(row['scores'])
     labels, exclusive = [k for k, _ in count.most_common(n_labels)], all(list(r['scores'].values()) == [1.] for r in rows['train'])
-    place, dev, n_images = {k: i for i, k in enumerate(labels)}, model.vocab.device, {len(r['images']) for rs in rows.values() for r in rs}
-    if len(n_images) > 1 or len(labels) < 2:
-        sys.exit(f'error: {folder}: ' + ('some examples have one picture and some two' if len(n_images) > 1 else 'all examples have the same label'))
+    place, dev = {k: i for i, k in enumerate(labels)}, model.vocab.device
+    if len(labels) < 2 or epochs < 1:
+        sys.exit(f'error: {folder}: all examples have the same label' if epochs > 0 else 'error: --epochs must be 1 or more')
     for s, some in rows.items():
         if lost := sum(not place.keys() & r['scores'].keys() for r in some):
             print(f'{folder / s}.jsonl: {lost} of {len(some)} examples have no answer among the {len(labels)} labels, and count as wrong')
-    net = Classifier(model, n_images.pop(), len(labels), only).to(dev)
+    net = Classifier(model, len(rows['train'][0]['images']), len(labels), only).to(dev)
     torch.manual_seed(seed)
     for p in net.head:
         if hasattr(p, 'reset_parameters'):
@@ -634,13 +646,15 @@ def classify(model):
             chosen = [labels[i] for k in range(0, len(rows[split]), batch_size) for i in net(*batch_of(model, rows[split][k:k + batch_size])).argmax(1).tolist()]
         return chosen, float(np.mean([worth(r, a) for r, a in zip(rows[split], chosen)]))
 
-    out = Path(run) / '-'.join(['classify', folder.name, *([only] if only else []), str(seed)])
+    out = Path(run) / '-'.join(['classify', *folder.resolve().parts[-2:], *([only] if only else []), str(seed)])
     out.mkdir(exist_ok=True)
+    made_of = dict(examples=str(folder.resolve()), labels=labels, epochs=epochs, learning_rate=learning_rate, layer_decay=layer_decay, batch_size=batch_size,
+                   dtype=dtype, checkpoint=checkpoint, iteration=iteration, words=c.vocab_size)
     epoch, best, best_epoch, steps = 0, -1., 0, -(-len(rows['train']) // batch_size)
     if (out / 'latest.pt').exists():
         was = torch.load(out / 'latest.pt', map_location=dev, weights_only=True)
-        if was['labels'] != labels or was['epochs'] != epochs or was['learning_rate'] != learning_rate:
-            sys.exit(f'error: {out} was begun with other labels, epochs or learning rate; remove it, or take another --seed')
+        if differs := [k for k, v in made_of.items() if was['made_of'].get(k) != v]:
+            sys.exit(f"error: {out} was begun with other {', '.join(differs)}; remove it, or take another --seed")
         net.load_state_dict(was['net'])
         for optimizer, state in zip(optimizers, was['optimizers']):
             optimizer.load_state_dict(state)
@@ -674,10 +688,10 @@ def classify(model):
         if value > best:
             best, best_epoch = value, epoch
             train.save_checkpoint(out / 'best.pt', net=net.state_dict(), labels=labels)
-        train.save_checkpoint(out / 'latest.pt', net=net.state_dict(), optimizers=[o.state_dict() for o in optimizers], labels=labels, epoch=epoch, best=best,
-                              best_epoch=best_epoch, epochs=epochs, learning_rate=learning_rate)
+        train.save_checkpoint(out / 'latest.pt', net=net.state_dict(), optimizers=[o.state_dict() for o in optimizers], epoch=epoch, best=best, best_epoch=best_epoch,
+                              made_of=made_of)
     net.load_state_dict(torch.load(out / 'best.pt', map_location=dev, weights_only=True)['net'])
-    found = dict(task=folder.name, only=only or 'words and pictures', seed=seed, labels=len(labels), best_epoch=best_epoch, train_examples=len(rows['train']))
+    found = dict(task=out.name, only=only or 'words and pictures', seed=seed, labels=len(labels), best_epoch=best_epoch, train_examples=len(rows['train']))
     for s in [s for s in ('val', 'test') if s in rows]:
         chosen, found[s] = judge(s)
         found |= {f'{s}_commonest': float(np.mean([worth(r, labels[0]) for r in rows[s]])), f'{s}_examples': len(rows[s])}
@@ -706,21 +720,21 @@ def linear(x, y, n_labels, decay):
     """Multinomial logistic regression by L-BFGS on x (n, d), y (n,) -> a function of features."""
     mean, std = x.mean(0), x.std(0).clamp(min=1e-4)
     w = torch.zeros(x.shape[1] + 1, n_labels, device=x.device, requires_grad=True)
-    def score(x): return F.pad((x - mean) / std, (0, 1), value=1.) @ w
-    optimizer = torch.optim.LBFGS([w], max_iter=100, line_search_fn='strong_wolfe')
+    def ready(x): return F.pad((x - mean) / std, (0, 1), value=1.)
+    optimizer, seen = torch.optim.LBFGS([w], max_iter=100, line_search_fn='strong_wolfe'), ready(x)
     def loss():
         optimizer.zero_grad()
-        out = F.cross_entropy(score(x), y) + decay * w[:-1].square().sum() / 2
+        out = F.cross_entropy(seen @ w, y) + decay * w[:-1].square().sum() / 2
         out.backward()
         return out
     optimizer.step(loss)
-    return lambda x: score(x).detach()
+    return lambda x: (ready(x) @ w).detach()
 
 def probe(model):
     """What frozen features tell about --examples: linear and kNN on pictures, zero-shot from the names of the labels, linear on the texts alone.
     Weight decay chosen on val; test judged once."""
     folder = Path(examples)
-    rows = {s: read_examples(folder / f'{s}.jsonl', model.config.text_len) for s in ('train', 'val', *(['test'] if any(folder.glob('test*')) else []))}
+    rows = read_splits(model)
     last, labels = list(rows)[-1], [k for k, _ in Counter(max(r['scores'], key=r['scores'].get) for r in rows['train']).most_common(n_labels)]
     place = {k: i for i, k in enumerate(labels)}
     x = {s: features(model, r) for s, r in rows.items()}
@@ -734,9 +748,11 @@ def probe(model):
         if k == 0 or any(r['text'] for r in rows['train']):
             fits = [linear(x['train'][k][known], y['train'][known], len(labels), decay) for decay in (1e-4, 1e-3, 1e-2, 1e-1)]
             found[name] = right(max(fits, key=lambda fit: right(fit(x['val'][k]), 'val'))(x[last][k]), last)
-    near = (F.normalize(x[last][0], dim=1) @ F.normalize(x['train'][0][known], dim=1).T).topk(min(20, int(known.sum())), 1)
-    votes = torch.zeros(len(y[last]), len(labels), device=dev).scatter_add(1, y['train'][known][near.indices], (near.values / .07).exp())
-    found['knn'] = right(votes, last)
+    votes, stored = [], F.normalize(x['train'][0][known], dim=1)
+    for query in F.normalize(x[last][0], dim=1).split(1024):
+        near = (query @ stored.T).topk(min(20, len(stored)), 1)
+        votes.append(torch.zeros(len(query), len(labels), device=dev).scatter_add(1, y['train'][known][near.indices], (near.values / .07).exp()))
+    found['knn'] = right(torch.cat(votes), last)
     if model.config.has('itc') and len(rows['train'][0]['images']) == 1:
         told = []
         for label in labels:
@@ -746,8 +762,8 @@ def probe(model):
         z = [model.embedding(model.unimodal(model.embed_image(model.normalise(batch_of(model, rows[last][k:k + batch_size])[0][:, 0]))), model.image_proj)
              for k in range(0, len(rows[last]), batch_size)]
         found['zero_shot'] = right(torch.cat(z) @ F.normalize(torch.stack(told), dim=1).T, last)
-    (Path(run) / f'probe-{folder.name}.json').write_text(json.dumps(found, indent=1))
-    print(*(f'  {k:32s}{v:.4f}' if isinstance(v, float) else f'  {k:32s}{v}' for k, v in found.items()), f'wrote {run}/probe-{folder.name}.json', sep='\n')
+    (out := Path(run) / f"probe-{'-'.join(folder.resolve().parts[-2:])}.json").write_text(json.dumps(found, indent=1))
+    print(*(f'  {k:32s}{v:.4f}' if isinstance(v, float) else f'  {k:32s}{v}' for k, v in found.items()), f'wrote {out}', sep='\n')
     return found
 
 # ----------------------------------------------------------------------------------------------------------------------

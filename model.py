@@ -81,7 +81,7 @@ class VLConfig:
                 (not 0 < self.mask_rate <= 1, f'mask_rate={self.mask_rate} must be a share of the words'),
                 (not unknown and not any(map(self.has, OBJECTIVES)), f'no objective has a weight and a part of {self.parts} to work on'),
                 (self.n_unimodal == self.n_layer and self.itm, 'n_unimodal=n_layer leaves no joint layers, which itm needs'),
-                (not unknown and 0 < self.n_unimodal < self.n_layer and not any(map(self.has, ('mlm', 'mim', 'itm'))),
+                (not unknown and self.n_unimodal < self.n_layer and not any(map(self.has, ('mlm', 'mim', 'itm'))),
                  'nothing uses the joint layers: set n_unimodal=n_layer, or give mlm, mim or itm a weight and a part'),
                 (self.itc_variant not in ('infonce', 'sigmoid'), f"itc_variant must be 'infonce' or 'sigmoid', not {self.itc_variant!r}"),
                 (self.itc_variant == 'sigmoid' and (self.distill or self.queue_size), 'the sigmoid itc has neither queue nor soft targets'),
@@ -787,14 +787,14 @@ def load_vit(model, path):
     try:
         if str(path).endswith('.safetensors'):
             from safetensors.torch import load_file
-            state = load_file(path)
+            former, state = False, load_file(path)
         else:
             state = torch.load(path, map_location='cpu', weights_only=True)
-            if 'model_config' in state:
-                return load_former(model, state['model'])
-            state = state.get('model', state.get('state_dict', state))
+            former, state = 'model_config' in state, state.get('model', state.get('state_dict', state))
     except Exception as e:
         raise ValueError(f'{path} cannot be read as weights ({type(e).__name__}: {str(e)[:150]})') from None
+    if former:
+        return load_former(model, state)
     own, c, loaded = model.state_dict(), model.config, []
     if state.get('patch_embed.proj.weight') is None or state.get('pos_embed') is None:
         raise ValueError(f'{path} has no patch_embed.proj.weight and pos_embed: not a ViT by the names of timm')
@@ -828,6 +828,9 @@ def load_former(model, theirs):
         if name.startswith('keyword_head.1') and theirs['vocab'].tolist() != model.vocab.tolist():
             continue                                                   # its classes are other words
         if name.startswith(('teacher.', 'queue')) or name in ('vocab', 'word_start', 'keyword', 'pixel_mean', 'pixel_std', 'alpha') or name not in own:
+            continue
+        value = value.to(own[name].device)
+        if value.shape[-1:] != own[name].shape[-1:] and name != 'mlm_bias':
             continue
         if name in ('tok_embed.weight', 'mlm_bias'):
             own[name][mine] = value[its]

@@ -90,6 +90,7 @@ def test_recalls_of_a_known_matrix():
     concept = torch.tensor([0, 0, 1, 2])
     assert evaluation.hits(score, concept, concept).tolist() == [0, 0, 1, 3], 'the second row finds another of its kind'
     assert evaluation.hits(score, torch.tensor([0, 0, 0, 1]), torch.tensor([0, 1, 0, 1])).tolist() == [0, 0, 1, 2], 'several right answers do not compete'
+    assert (evaluation.hits(score * math.nan, each, each) == 3).all(), 'what is not a number is not right'
 
 def test_psnr_of_known_errors():
     assert evaluation.psnr([.01]) == pytest.approx(20) and evaluation.psnr([.02, 0]) == pytest.approx(20)

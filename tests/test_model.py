@@ -421,6 +421,8 @@ def test_a_former_run_gives_its_weights_word_by_word(tmp_path):
     assert torch.equal(b.tok_embed.weight[:V - 5], a.tok_embed.weight[5:V]) and torch.equal(b.tok_embed.weight[V - 5:V], fresh[V - 5:V])
     assert torch.equal(b.tok_embed.weight[V:], a.tok_embed.weight[V:]) and torch.equal(b.blocks[1].attn.qkv.weight, a.blocks[1].attn.qkv.weight)
     assert torch.equal(b.teacher.blocks[1].attn.qkv.weight, a.blocks[1].attn.qkv.weight)
+    with pytest.raises(ValueError, match='set n_embd'):
+        models.load_vit(build(n_embd=64), tmp_path / 'best.pt')
 
 # --- negatives, teacher, queue, keywords --------------------------------------------------------------------------------
 

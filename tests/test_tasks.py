@@ -165,7 +165,8 @@ def test_fine_tuning_learns_resumes_and_counts(tasks, fine_tune, tmp_path, monke
     out = build(tmp_path / 'run', n_embd=64)
     whole = run(out, examples=str(tasks / 'nlvr2'), epochs=3)
     n = whole['test_examples']
-    assert whole['labels'] == 2 and 0 <= whole['test'] <= 1 and n == len(rows(tasks / 'nlvr2/test.jsonl')) == len(rows(out / 'classify-nlvr2-0/predictions_test.jsonl'))
+    name = f'classify-{tasks.name}-nlvr2-0'
+    assert whole['labels'] == 2 and 0 <= whole['test'] <= 1 and n == len(rows(tasks / 'nlvr2/test.jsonl')) == len(rows(out / name / 'predictions_test.jsonl'))
     shutil.copytree(out, tmp_path / 'again', ignore=shutil.ignore_patterns('classify*'))
     worth, calls = evaluation.worth, []
     def stop_in_the_second_epoch(*a):
@@ -178,7 +179,7 @@ def test_fine_tuning_learns_resumes_and_counts(tasks, fine_tune, tmp_path, monke
         run(tmp_path / 'again', examples=str(tasks / 'nlvr2'), epochs=3)
     monkeypatch.setattr(evaluation, 'worth', worth)
     assert run(tmp_path / 'again', examples=str(tasks / 'nlvr2'), epochs=3) == whole
-    a, b = (torch.load(o / 'classify-nlvr2-0/best.pt', weights_only=True)['net'] for o in (out, tmp_path / 'again'))
+    a, b = (torch.load(o / name / 'best.pt', weights_only=True)['net'] for o in (out, tmp_path / 'again'))
     assert all(torch.equal(a[k], b[k]) for k in a), 'to the bit'
     with pytest.raises(SystemExit, match='was begun with other'):
         run(out, examples=str(tasks / 'nlvr2'), epochs=5)

@@ -90,6 +90,9 @@ def pictures(name):
         return [(f.time, f.to_image()) for f in container.decode(video=0)]
 
 def main():
+    if not Path(dataset, 'videos.jsonl').exists() or not Path(videos, 'truth').exists():
+        sys.exit(f'error: {videos}/truth or {dataset}/videos.jsonl is absent; make them: python data/scenes/prepare.py; '
+                 'python prepare.py data/scenes/videos --dataset=scenes --image_size=64 --patch_size=8')
     rows = [json.loads(line) for line in open(Path(dataset, 'videos.jsonl'), encoding='utf-8')]
     truth = {r['title']: json.loads(Path(videos, 'truth', f"{r['title']}.json").read_text()) for r in rows if r['status'] == 'ok'}
     held = {r['title']: r['split'] != 'train' for r in rows if r['status'] == 'ok'}
