@@ -167,10 +167,21 @@ def retrieval(model, data, pairs):
     image, image_states = encode(model, pictures_(), tells or matches)
     text, text_states = encode(model, words_(), matches)
     names, mine, theirs, out = concepts(data, ids), torch.arange(n), torch.from_numpy(owner), {}
-    few = min(200, n) if image is None else n                          # without itc everything is matched with everything
-    for way, queries, keys, label, other in ('i2t_', image, text, mine, theirs), ('t2i_', text, image, theirs, mine):
+    def both_ways(name, score, own):
+        """score (first pictures, their texts), small enough to be whole -> rank and best five pictures of each text."""
+        each = mine[:len(score)]
+        out[name + 'i2t_r1'], out[name + 't2i_r1'] = recalls(hits(score, each, own))['r1'], recalls(hits(score.T, own, each))['r1']
+        return hits(score.T, own, each), score.T.topk(min(5, len(score))).indices
+    if tells:
+        those = (theirs < 1000).nonzero()[:, 0]
+        rank, top = both_ways('likelihood_', likelihood(model, image_states[:1000], tokens[those], pad[those]), theirs[those])
+    if matches and image is None:                                      # nothing to choose the best by: the first 200 pictures with all their texts
+        those = (theirs < 200).nonzero()[:, 0]
+        i, j = torch.cartesian_prod(mine[:200], those).T
+        rank, top = both_ways('itm_', matching(model, image_states, text_states, pad, i, j).view(-1, len(those)), theirs[those])
+    for way, queries, keys, label, other in (('i2t_', image, text, mine, theirs), ('t2i_', text, image, theirs, mine)) if image is not None else ():
         rank, named, top = [], [], []
-        for rows in torch.arange(len(label)).split(256) if image is not None else ():
+        for rows in torch.arange(len(label)).split(256):
             score = queries[rows] @ keys.T                             # (256, candidates)
             rank.append(hits(score, label[rows], other))
             top.append(score.topk(min(max(rerank, 5), len(other))).indices)
@@ -178,29 +189,16 @@ def retrieval(model, data, pairs):
                 code = torch.from_numpy(np.unique(names, return_inverse=True)[1])
                 known = torch.from_numpy(names != '')[label[rows]]
                 named.append(hits(score[known], code[label[rows]][known], code[other]))
-        if rank:
-            rank, top = torch.cat(rank), torch.cat(top)
-            out |= {way + k: v for k, v in recalls(rank).items()}
-            out |= {f'{way}concept_r{k}': (torch.cat(named) < k).float().mean().item() for k in (1, 5, 10) if named}
+        rank, top = torch.cat(rank), torch.cat(top)
+        out |= {way + k: v for k, v in recalls(rank).items()}
+        out |= {f'{way}concept_r{k}': (torch.cat(named) < k).float().mean().item() for k in (1, 5, 10) if named}
         if matches:
-            some, fewer = (label < few).nonzero()[:, 0], (other < few).nonzero()[:, 0]
-            again = fewer.expand(len(some), -1) if image is None else top[:, :rerank]
-            pair = torch.stack([some[:, None].expand_as(again), again], -1).view(-1, 2)       # (queries * rerank, 2)
-            logit = matching(model, image_states, text_states, pad, *(pair if way == 'i2t_' else pair.flip(1)).T).view(again.shape)
-            right = other[again] == label[some][:, None]
-            order = (~(logit < logit.masked_fill(~right, -math.inf).max(1, keepdim=True).values) & ~right).sum(1)
-            order = torch.where(right.any(1), order, rank if image is not None else len(again[0]))
-            out |= {f'itm_{way}r1': (order < 1).float().mean().item()}
-            if image is None:
-                rank, top = order, again.gather(1, logit.argsort(1, descending=True))[:, :5]
-    if tells:
-        last = min(n, 1000)
-        those = (theirs < last).nonzero()[:, 0]
-        told = likelihood(model, image_states[:last], tokens[those], pad[those])
-        for way, s, label, other in ('i2t_', told, mine[:last], theirs[those]), ('t2i_', told.T, theirs[those], mine[:last]):
-            out[f'likelihood_{way}r1'] = recalls(hits(s, label, other))['r1']
-        if image is None and not matches:
-            rank, top = hits(told.T, theirs[those], mine[:last]), told.T.topk(min(5, last)).indices
+            again = top[:, :rerank]
+            pair = torch.stack([torch.arange(len(again))[:, None].expand_as(again), again]).view(2, -1)
+            logit = matching(model, image_states, text_states, pad, *(pair if way == 'i2t_' else pair.flip(0))).view(again.shape)
+            right = other[again] == label[:, None]
+            best = logit.masked_fill(~right, -math.inf).max(1, keepdim=True).values
+            out[f'itm_{way}r1'] = (right.any(1) & ((~(logit < best) & ~right).sum(1) == 0)).float().mean().item()
     if matches:
         out |= rerank_cost(model, image_states, text_states, pad, batches(model, data, *pairs))
     out |= dict(candidates=n, texts=m, chance_r1=1 / n, distinct_texts=len({tuple(data.tokens[s:s + k]) for s, k in zip(start, length)}),
