@@ -362,7 +362,8 @@ def read_phrases(model, data, pairs):
 
 def ground(model, data, pairs):
     """Phrase grounding without having seen a box: is the map's peak inside the object's box (pointing game), how much of the map is, and the box drawn
-    around its largest region. Two maps: by leaving patches out (itc), by the attention of a joint layer (itm, mlm)."""
+    around its largest region. Two maps: by leaving patches out (itc), by the attention of a joint layer (itm, mlm). What another picture's phrase points at says
+    how far mere salience goes."""
     c = model.config
     ways = ['patches'] * c.has('itc') + ['attention'] * (c.n_unimodal < c.n_layer and (c.has('itm') or c.has('mlm')))
     if not ways or not truth and not refs:
@@ -373,20 +374,22 @@ def ground(model, data, pairs):
     layer, n, half = min(max(ground_layer, 0), max(c.n_layer - c.n_unimodal - 1, 0)), c.image_size // c.patch_size, c.patch_size / 2
     tokens, pad = model.tokenise(phrases)
     tokens, pad, pixels = tokens.to(model.vocab.device), F.pad(pad, (1, 0)).to(model.vocab.device), torch.stack(pixels)
-    maps = dict(patches=lambda: patches_map(model, pixels, tokens, pad), attention=lambda: torch.cat([
-        attention_map(model, *(x[i:i + batch_size] for x in (pixels, tokens, pad)), layer) for i in range(0, len(phrases), batch_size)]))
-    maps = {way: maps[way]().view(-1, n, n).cpu() for way in ways}     # (phrases, n, n)
+    def maps_of(way, *spoken):                                         # -> (phrases, n, n)
+        heat = patches_map(model, pixels, *spoken) if way == 'patches' else torch.cat([
+            attention_map(model, *(x[i:i + batch_size] for x in (pixels, *spoken)), layer) for i in range(0, len(phrases), batch_size)])
+        return heat.view(-1, n, n).cpu()
+    maps, other = {way: maps_of(way, tokens, pad) for way in ways}, torch.from_numpy(elsewhere(phrases))
     centre = (np.arange(n) + .5) * c.patch_size
     def within(box, x, y): return (box[0] - half <= x) & (x <= box[2] + half) & (box[1] - half <= y) & (y <= box[3] + half)       # of a patch that touches the box
     def inside(box): return np.outer((centre >= box[1]) & (centre < box[3]), (centre >= box[0]) & (centre < box[2]))
+    def points(heat): return [bool(within(box, centre[int(h.argmax()) % n], centre[int(h.argmax()) // n])) for box, h in zip(boxes, heat)]
     out, hit = {}, {}
     for way, heat in maps.items():
-        peak = [(centre[int(h.argmax()) % n], centre[int(h.argmax()) // n]) for h in heat]
-        hit[way] = [bool(within(box, *at)) for box, at in zip(boxes, peak)]
+        hit[way] = points(heat)
         overlap = np.array([iou(box_of(h, c.image_size), box) for h, box in zip(heat, boxes)])
         energy = [float((h.numpy() * inside(box)).sum() / max(float(h.sum()), 1e-12)) for h, box in zip(heat, boxes)]
-        out |= {f'{way}_pointing': float(np.mean(hit[way])), f'{way}_energy_in_box': float(np.mean(energy)), f'{way}_box_iou50': float((overlap >= .5).mean()),
-                f'{way}_box_miou': float(overlap.mean())}
+        out |= {f'{way}_pointing': float(np.mean(hit[way])), f'{way}_pointing_other_phrase': float(np.mean(points(maps_of(way, tokens[other], pad[other])))),
+                f'{way}_energy_in_box': float(np.mean(energy)), f'{way}_box_iou50': float((overlap >= .5).mean()), f'{way}_box_miou': float(overlap.mean())}
     area = np.prod(np.clip((boxes[:, 2:] - boxes[:, :2] + c.patch_size) / c.image_size, 0, 1), axis=1)
     at_centre = np.mean([within(b, c.image_size / 2, c.image_size / 2) for b in boxes])
     def drawn(way, i):
