@@ -1020,7 +1020,17 @@ def curves(*_):
 # tables
 
 TABLE = ('i2t_r1', 't2i_r1', 'itm_i2t_r1', 'itm_t2i_r1', 'likelihood_i2t_r1', 'likelihood_t2i_r1', 'mlm_acc_right', 'mlm_acc_shuffled', 'alignment_bits',
-         'psnr_masked', 'psnr_from_words', 'colour_acc_from_words', 'keyword_precision_voted', 'keyword_precision_any')
+         'psnr_masked', 'psnr_from_words', 'colour_acc_from_words', 'keyword_precision_voted', 'keyword_precision_any', 'patches_pointing', 'attention_pointing')
+
+def judged(path):
+    """What is known of a run -> {column: [numbers]}: eval.json, the fine-tuned tasks (a number for each seed; test, or val where there is none), the probes."""
+    found = {k: [v] for k, v in json.loads((path / 'eval.json').read_text()).items() if k in TABLE}
+    for p in sorted(path.glob('classify-*/result.json')):
+        result = json.loads(p.read_text())
+        found.setdefault(re.sub(r'-\d+$', '', p.parent.name), []).append(result.get('test', result['val']))
+    for p in sorted(path.glob('probe-*.json')):
+        found |= {f'{p.stem} {k}': [v] for k, v in json.loads(p.read_text()).items() if k in ('linear', 'knn', 'zero_shot', 'text_only')}
+    return found
 
 def compare(pattern):
     """Runs that were evaluated -> a Markdown table, and table.json beside them: the knobs in which a run differs from most others, seeds together
@@ -1030,19 +1040,19 @@ def compare(pattern):
         sys.exit(f'error: no {pattern}/eval.json; evaluate the runs first: python eval.py --run=out/<run>')
     configs = [{k: v for k, v in json.loads((p / 'config.json').read_text()).items() if k[0] != '_' and k not in ('out_dir', 'seed')} for p in paths]
     usual = {k: Counter(json.dumps(c.get(k)) for c in configs).most_common(1)[0][0] for k in configs[0]}
-    groups = {}
+    groups, numbers = {}, {p: judged(p) for p in paths}
     for path, c in zip(paths, configs):
         unlike = {k: v for k, v in c.items() if json.dumps(v) != usual.get(k)}
-        groups.setdefault(json.dumps(unlike), []).append((path.name, json.loads((path / 'eval.json').read_text())))
-    rows = [dict(run=re.sub(r'-\d+$', '', runs[0][0]), differs=json.loads(unlike), seeds=len(runs),
-                 **{k: [e[k] for _, e in runs if k in e] for k in TABLE}) for unlike, runs in groups.items()]
-    shown = [k for k in TABLE if any(r[k] for r in rows)]
+        groups.setdefault(json.dumps(unlike), []).append(path)
+    shown = [*(k for k in TABLE if any(k in n for n in numbers.values())), *sorted({k for n in numbers.values() for k in n} - {*TABLE})]
+    rows = [dict(run=re.sub(r'-\d+$', '', same[0].name), differs=json.loads(unlike), seeds=len(same),
+                 **{k: v for k in shown if (v := sum((numbers[p].get(k, []) for p in same), []))}) for unlike, same in groups.items()]
     def cell(values):
         return (f'{np.mean(values):.3f}' + (f' ± {np.std(values, ddof=1):.3f}' if len(values) > 1 else '')) if values else ''
     lines = [['run', 'what differs', 'seeds', *shown], ['---'] * (3 + len(shown))]
-    lines += [[r['run'], ', '.join(f'{k}={v}' for k, v in r['differs'].items()), str(r['seeds']), *(cell(r[k]) for k in shown)] for r in rows]
+    lines += [[r['run'], ', '.join(f'{k}={v}' for k, v in r['differs'].items()), str(r['seeds']), *(cell(r.get(k, [])) for k in shown)] for r in rows]
     print(*('| ' + ' | '.join(line) + ' |' for line in lines), sep='\n')
-    (Path(pattern).parent / 'table.json').write_text('[' + ',\n '.join(json.dumps({k: v for k, v in r.items() if v != []}) for r in rows) + ']\n')
+    (Path(pattern).parent / 'table.json').write_text('[' + ',\n '.join(json.dumps(r) for r in rows) + ']\n')
 
 # ----------------------------------------------------------------------------------------------------------------------
 

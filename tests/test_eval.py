@@ -55,10 +55,16 @@ def test_runs_are_compared_by_the_knobs_that_differ(trained, untrained, tmp_path
         (tmp_path / name).mkdir()
         (tmp_path / name / 'config.json').write_text(json.dumps(dict(out_dir=name, seed=0, itc=1., lr=3) | knobs))
         (tmp_path / name / 'eval.json').write_text(json.dumps(dict(i2t_r1=r, t2i_r1=r)))
+    for name, seed, r in ('a-0', 0, .8), ('a-0', 1, .9), ('c', 0, .7):
+        (tmp_path / name / f'classify-vqa-{seed}').mkdir()
+        (tmp_path / name / f'classify-vqa-{seed}' / 'result.json').write_text(json.dumps(dict(val=.1) | (dict(test=r) if name == 'a-0' else dict(val=r))))
+    (tmp_path / 'c' / 'probe-x.json').write_text(json.dumps(dict(task='probe of x', linear=.3)))
     done = subprocess.run([sys.executable, ROOT / 'eval.py', '--table=*'], capture_output=True, text=True, cwd=tmp_path)
-    assert done.stdout.splitlines()[-4:] == ['| run | what differs | seeds | i2t_r1 | t2i_r1 |', '| --- | --- | --- | --- | --- |',
-                                             '| a |  | 2 | 0.600 ± 0.141 | 0.600 ± 0.141 |', '| c | itc=0.0 | 1 | 0.100 | 0.100 |'], done.stdout + done.stderr
-    assert json.loads((tmp_path / 'table.json').read_text())[1] == dict(run='c', differs=dict(itc=0.), seeds=1, i2t_r1=[.1], t2i_r1=[.1])
+    assert done.stdout.splitlines()[-4:] == [
+        '| run | what differs | seeds | i2t_r1 | t2i_r1 | classify-vqa | probe-x linear |', '| --- | --- | --- | --- | --- | --- | --- |',
+        '| a |  | 2 | 0.600 ± 0.141 | 0.600 ± 0.141 | 0.850 ± 0.071 |  |', '| c | itc=0.0 | 1 | 0.100 | 0.100 | 0.700 | 0.300 |'], done.stdout + done.stderr
+    assert json.loads((tmp_path / 'table.json').read_text())[1] == {
+        'run': 'c', 'differs': dict(itc=0.), 'seeds': 1, 'i2t_r1': [.1], 't2i_r1': [.1], 'classify-vqa': [.7], 'probe-x linear': [.3]}
 
 def test_matching_and_likelihood_are_what_each_pair_alone_gives(scenes, trained, monkeypatch):
     """Cached states and shared passes change nothing: every entry equals the pair run by itself."""
