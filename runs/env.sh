@@ -1,9 +1,9 @@
 # Sourced by the other recipes: into the repository, a virtual environment in .venv (or the one that is active), the packages of requirements.txt.
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-if [ "${INSTALL:-yes}" = no ]; then return; fi # INSTALL=no: what is there will do
 if [ -z "${VIRTUAL_ENV:-}" ]; then
-    [ -x .venv/bin/python ] || "${PYTHON:-python3}" -m venv .venv
-    . .venv/bin/activate
+    [ -f .venv/bin/activate ] || [ "${INSTALL:-yes}" = no ] || "${PYTHON:-python3}" -m venv --clear .venv
+    [ ! -f .venv/bin/activate ] || . .venv/bin/activate
 fi
+if [ "${INSTALL:-yes}" = no ]; then return; fi # INSTALL=no: what is there will do
 echo "installing what requirements.txt names (the first time takes minutes)"
 python -m pip install --quiet --disable-pip-version-check -r requirements.txt

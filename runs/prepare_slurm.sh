@@ -3,6 +3,7 @@
 #   python prepare.py "ytsearch500:how to draw" --dataset=draw --resolve     freeze the list first, on one machine
 #   sbatch --wait runs/prepare_slurm.sh data/draw/items.jsonl --dataset=draw && python prepare.py --dataset=draw
 # A site is asked by task 0 alone, whatever the number of tasks; files on a shared disk are shared out evenly. --requeue is safe: shards are whole or absent.
+# In a checkout whose .venv is made (bash runs/test.sh makes it).
 #SBATCH --array=0-15
 #SBATCH --cpus-per-task=4
 #SBATCH --requeue

@@ -2,9 +2,9 @@
 (dataset_coco.json or dataset_flickr30k.json of "Deep Visual-Semantic Alignments", arXiv:1412.2306).
 
     python data/karpathy/prepare.py --source=/data/coco --out=data/karpathy/coco.jsonl
-    python prepare.py --pairs=data/karpathy/coco.jsonl --dataset=coco --image_size=256
-    python eval.py --run=out/full --dataset=coco --candidates=5000 --task=retrieval                       zero-shot: 5,000 pictures, 25,000 texts
-    python train.py config/full.py --dataset=coco --init_from=out/full/best.pt --out_dir=out/full-coco    fine-tuned: then eval.py --run=out/full-coco
+    python prepare.py --pairs=data/karpathy/coco.jsonl --dataset=coco --image_size=160 --patch_size=16        stored as the run's own data
+    python eval.py --run=out/talks --dataset=coco --candidates=5000 --task=retrieval                          zero-shot: 5,000 pictures, 25,000 texts
+    python train.py --dataset=coco --image_size=128 --patch_size=16 --init_from=out/talks/best.pt --out_dir=out/talks-coco     fine-tuned
 
 Under --source: dataset_*.json and its pictures, in <filepath>/<filename> as the file says, or in images/ or flickr30k-images/. restval is
 train, as usual. Left out and counted: pictures that are missing or have no sentence, numbers that came before.

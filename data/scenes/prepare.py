@@ -5,7 +5,7 @@
 
 A video is a sequence of scenes: two or three objects with a colour, a shape, a size and a place on a plain, graded, striped or
 dotted ground, and a voice (as captions) that speaks of them in varied words, not always of everything, not always in the same order.
-The same seed gives the same pictures and words. truth/NAME.json has, for each scene, start and end in seconds, the ground, each object
+The same seed gives the same pictures and words; after Ctrl-C it goes on. truth/NAME.json has, for each scene, start and end in seconds, the ground, each object
 with its box [x0, y0, x1, y1] in pixels, the relations between objects, what is said, and which words name which object.
 """
 import concurrent.futures, json, os, sys
@@ -115,6 +115,8 @@ def narrate(rng, scene):
 def make_video(n):
     """Video n: NAME.mp4, NAME.vtt and truth/NAME.json."""
     import av
+    if Path(out, f'scenes_{n:04d}.mp4').exists():
+        return
     rng, name, t, cues, scenes = np.random.default_rng([seed, n]), f'scenes_{n:04d}', 0.0, [], []
     with av.open(str(Path(out, f'{name}.mp4.part')), 'w', format='mp4') as container:
         stream = container.add_stream('libx264', rate=fps, options=dict(preset='ultrafast', crf='18'))
@@ -145,6 +147,10 @@ def start(settings):
 def main():
     from tqdm import tqdm
     Path(out, 'truth').mkdir(parents=True, exist_ok=True)
+    made, settings = Path(out, 'settings.json'), json.dumps(dict(scenes_per_video=scenes_per_video, size=size, fps=fps, seed=seed))
+    if made.exists() and made.read_text() != settings:
+        sys.exit(f'error: {out} was made with {made.read_text()}; remove it, or take another --out')
+    made.write_text(settings)
     with concurrent.futures.ProcessPoolExecutor(initializer=start, initargs=(config,)) as pool:
         list(tqdm(pool.map(make_video, range(n_videos), chunksize=4), total=n_videos, unit='video'))
     print(f'{out}: {n_videos} videos. Next: python prepare.py {out} --dataset=scenes --image_size=64 --patch_size=8')

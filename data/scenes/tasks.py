@@ -20,7 +20,7 @@ videos = 'data/scenes/videos'    # of data/scenes/prepare.py
 dataset = 'data/scenes'          # of prepare.py: says which videos are held out
 out = 'data/scenes/tasks'
 per_picture = 2                  # questions, statements or hypotheses
-train_videos = 600               # at most
+train_videos = 1200              # at most
 seed = 0
 
 def a(words):
@@ -93,6 +93,8 @@ def main():
     if not Path(dataset, 'videos.jsonl').exists() or not Path(videos, 'truth').exists():
         sys.exit(f'error: {videos}/truth or {dataset}/videos.jsonl is absent; make them: python data/scenes/prepare.py; '
                  'python prepare.py data/scenes/videos --dataset=scenes --image_size=64 --patch_size=8')
+    if Path(out).exists():
+        sys.exit(f'error: {out} exists; remove it, or take another --out')                     # or pictures of another set would stay in it
     rows = [json.loads(line) for line in open(Path(dataset, 'videos.jsonl'), encoding='utf-8')]
     truth = {r['title']: json.loads(Path(videos, 'truth', f"{r['title']}.json").read_text()) for r in rows if r['status'] == 'ok'}
     held = {r['title']: r['split'] != 'train' for r in rows if r['status'] == 'ok'}
