@@ -50,7 +50,7 @@ n_embd = 192
 predictor_n_layer = 2            # paints the removed patches; half as wide
 proj_dim = 128                   # of the embedding that retrieval compares
 # objectives: model.PARTS says what each part of a batch hides, these say what is learned; 0 is off
-parts = 'xmm_text:7,xmm_image:7,amm_text:1,amm_image:1'   # of every 16 samples
+parts = 'clean:8,xmm_text:3,xmm_image:3,amm_text:1,amm_image:1'   # of every 16 samples; half of them for contrast alone, by the README's table
 keep_hi = .5                     # share of the patches kept where words are filled in
 keep_lo = .25                    # ... and where patches are painted
 mask_rate = .4                   # share of the words masked

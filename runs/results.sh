@@ -1,15 +1,16 @@
 #!/usr/bin/env bash
 # What a trained model can do: every row of that section of the README, on the embedded set -> out/scenes, out/scenes-itm, their *.json and *.png.
-#   bash runs/results.sh                     about 2 hours on 2 CPU cores; Ctrl-C and again: it goes on
+#   DTYPE=bfloat16 bash runs/results.sh      about 2 hours on 2 CPU cores with AVX512_BF16; Ctrl-C and again: it goes on
 #   SEED=1 bash runs/results.sh              another seed
+# shellcheck disable=SC2086
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 : "${SEED:=0}" "${DTYPE:=auto}" "${TRAIN:=}" # TRAIN: further flags of train.py
-run=out/scenes matched=out/scenes-itm truth=data/scenes/videos2400/truth tasks=data/scenes/tasks2400
-[ "$SEED" = 0 ] || { run=out/scenes-$SEED matched=out/scenes-itm-$SEED; }
+base=out/scenes matched=out/scenes-itm truth=data/scenes/videos2400/truth tasks=data/scenes/tasks2400
+[ "$SEED" = 0 ] || { base=out/scenes-$SEED matched=out/scenes-itm-$SEED; }
 
 [ -f data/scenes2400/meta.json ] || {
-    python data/scenes/prepare.py --n_videos="${VIDEOS:-2400}" --out=data/scenes/videos2400
+    python data/scenes/prepare.py --n_videos=2400 --out=data/scenes/videos2400
     python prepare.py data/scenes/videos2400 --dataset=scenes2400 --image_size=64 --patch_size=8
 }
 [ -f data/captions/meta.json ] || {
@@ -19,19 +20,17 @@ run=out/scenes matched=out/scenes-itm truth=data/scenes/videos2400/truth tasks=d
     python data/karpathy/prepare.py --source=$tasks/vqa --out=data/karpathy/scenes2400.jsonl
     python prepare.py --pairs=data/karpathy/scenes2400.jsonl --dataset=captions --image_size=64 --patch_size=8
 }
-# shellcheck disable=SC2086
-python train.py config/scenes.py --dtype="$DTYPE" --seed="$SEED" --out_dir=$run $TRAIN
+python train.py config/scenes.py --dtype=$DTYPE --seed=$SEED --out_dir=$base $TRAIN
 # the matching head needs contrast to find hard negatives, so it comes after
-# shellcheck disable=SC2086
-python train.py config/scenes.py --init_from=$run/best.pt --itm=1 --parts=xmm_text:6,xmm_image:2,amm_text:2,amm_image:2,clean:4 --learning_rate=2e-3 \
-    --warmup_iters=30 --max_iters=400 --dtype="$DTYPE" --seed="$SEED" --out_dir=$matched $TRAIN
+python train.py config/scenes.py --init_from=$base/best.pt --itm=1 --parts=xmm_text:6,xmm_image:2,amm_text:2,amm_image:2,clean:4 --learning_rate=2e-3 \
+    --warmup_iters=30 --max_iters=400 --dtype=$DTYPE --seed=$SEED --out_dir=$matched $TRAIN
 
-python eval.py --run=$run --truth=$truth --ground_layer=1
+python eval.py --run=$base --truth=$truth --ground_layer=1
 python eval.py --run=$matched --truth=$truth
-python eval.py --run=$run --dataset=captions --task=retrieval --candidates=5000
-python eval.py --run=$run --task=probe --examples=$tasks/classes
+python eval.py --run=$base --dataset=captions --task=retrieval --candidates=5000
+python eval.py --run=$base --task=probe --examples=$tasks/classes
 finetune() { # task, epochs, flags...
-    python eval.py --run=$matched --task=classify --examples=data/"$1"/scenes2400 --epochs="$2" --learning_rate=4e-3 --dtype="$DTYPE" --seed="$SEED" "${@:3}"
+    python eval.py --run=$matched --task=classify --examples=data/$1/scenes2400 --epochs=$2 --learning_rate=4e-3 --dtype=$DTYPE --seed=$SEED "${@:3}"
 }
 finetune vqa 6
 finetune nlvr2 3
