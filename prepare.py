@@ -720,7 +720,7 @@ def process_all(items, cfg, workers, bar):
         done(item, row)
     def submit(*args):
         jobs.append(threads.submit(one, *args))
-        jobs[-1].add_done_callback(lambda job: job.exception() and broken.append(job))
+        jobs[-1].add_done_callback(lambda job: job.cancelled() or job.exception() and broken.append(job))
     threads = futures.ThreadPoolExecutor(workers)
     try:
         for item in items:
