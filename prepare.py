@@ -1098,7 +1098,7 @@ def main():
         print('joining the shards')
         meta, all_rows = finalise(root, items, refused, cfg)
     except KeyboardInterrupt:
-        print('\ninterrupted; the finished videos are kept: run the same command again to go on')
+        print('\ninterrupted; the finished videos are kept: run the same command again to go on', flush=True)
         os._exit(130)                                                  # the workers see it and end
     except OSError as e:
         sys.exit(f'error: {e}; what was finished is kept: run the same command again once that is mended')
