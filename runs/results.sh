@@ -28,6 +28,9 @@ python train.py config/scenes.py --init_from=$base/best.pt --itm=1 --parts=xmm_t
 python eval.py --run=$base --truth=$truth --ground_layer=1
 python eval.py --run=$matched --truth=$truth
 python eval.py --run=$base --dataset=captions --task=retrieval --candidates=5000
+python train.py config/scenes.py --dataset=captions --init_from=$base/best.pt --learning_rate=1e-3 --warmup_iters=10 --max_iters=100 --eval_interval=50 --dtype=$DTYPE \
+    --seed=$SEED --out_dir=$base-captions
+python eval.py --run=$base-captions --task=retrieval --candidates=5000
 python eval.py --run=$base --task=probe --examples=$tasks/classes
 finetune() { # task, epochs, flags...
     python eval.py --run=$matched --task=classify --examples=data/$1/scenes2400 --epochs=$2 --learning_rate=4e-3 --dtype=$DTYPE --seed=$SEED "${@:3}"
