@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What a trained model can do: every row of that section of the README, on the embedded set -> out/scenes, out/scenes-itm, their *.json and *.png.
-#   DTYPE=bfloat16 bash runs/results.sh      about 2 hours on 2 CPU cores with AVX512_BF16; Ctrl-C and again: it goes on
+#   DTYPE=bfloat16 bash runs/results.sh      2 to 3 hours, the sum of its steps on one core with AVX512_BF16; Ctrl-C and again: it goes on
 #   SEED=1 bash runs/results.sh              another seed
 # shellcheck disable=SC2086
 set -euo pipefail

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Pretraining on a cluster: one launcher per node, the nodes meet at the first one's address.
-#   sbatch --nodes=8 runs/train_slurm.sh config/full.py --dataset=talks --image_size=128 --patch_size=16 --out_dir=/shared/out/talks-full
+#   sbatch --nodes=8 runs/train_slurm.sh config/full.py --dataset=talks --image_size=128 --patch_size=16 --out_dir=/shared/out/full
 # In a checkout whose .venv is made (bash runs/test.sh makes it). Two minutes before the time limit the run saves and the job queues again; after a lost node
 # --requeue starts it again. The same command resumes from latest.pt.
 #SBATCH --ntasks-per-node=1

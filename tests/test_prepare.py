@@ -331,12 +331,14 @@ def test_ctrl_c_ends_at_once_and_the_same_command_goes_on(videos, finished, tmp_
         with open(tmp_path / f'w{n}.mp4', 'ab') as f:
             f.write(n.to_bytes(4, 'big'))
         shutil.copy(videos / 'v0.vtt', tmp_path / f'w{n}.vtt')
-    process = subprocess.Popen([sys.executable, ROOT / 'prepare.py', videos, tmp_path, *args(tmp_path, '--workers=1')], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen([sys.executable, ROOT / 'prepare.py', videos, tmp_path, *args(tmp_path, '--workers=1')], cwd=ROOT, stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, text=True)
     while not list((tmp_path / 'data/set/shards').glob('*/*.shard')):
         time.sleep(.02)
     process.send_signal(signal.SIGINT)
-    out, _ = process.communicate(timeout=20)
-    assert process.returncode == 130 and 'run the same command again' in out and len(list((tmp_path / 'data/set/shards').glob('*/*.shard'))) < 86
+    out, err = process.communicate(timeout=20)
+    assert process.returncode == 130 and 'run the same command again' in out and 'Traceback' not in err
+    assert len(list((tmp_path / 'data/set/shards').glob('*/*.shard'))) < 86
     assert run(videos, *args(tmp_path / 'again')).returncode == 0 and hashes(tmp_path / 'again/data/set') == hashes(finished)
     assert run(videos, tmp_path, *args(tmp_path)).returncode == 0 and len(rows_of(tmp_path / 'data/set')) == 86
 

@@ -28,6 +28,18 @@ def tasks(scenes, tmp_path_factory):
     assert done.returncode == 0, done.stderr
     return root
 
+def test_scenes_go_on_and_two_sets_never_mix(scenes, tasks, tmp_path):
+    small = 'data/scenes/prepare.py', '--scenes_per_video=2', '--size=64', f'--out={tmp_path}'
+    assert go(*small, '--n_videos=3').returncode == 0
+    lost, kept = tmp_path / 'scenes_0001.mp4', tmp_path / 'scenes_0002.mp4'
+    was, at = lost.read_bytes(), kept.stat().st_mtime_ns
+    lost.unlink()
+    assert go(*small, '--n_videos=4').returncode == 0 and lost.read_bytes() == was and kept.stat().st_mtime_ns == at and (tmp_path / 'scenes_0003.mp4').exists()
+    done = go(*small, '--n_videos=4', '--seed=1')
+    assert done.returncode == 1 and 'was made with' in done.stderr and 'Traceback' not in done.stderr
+    done = go('data/scenes/tasks.py', f'--videos={scenes}/videos', f'--dataset={scenes}/data/scenes', f'--out={tasks}/source')
+    assert done.returncode == 1 and 'exists; remove it' in done.stderr
+
 def test_scenes_are_true_in_every_format(scenes, tasks):
     vqa = rows(tasks / 'vqa/train.jsonl')
     assert len(vqa) > 100 and all(len(r['images']) == 1 and (tasks / 'vqa' / r['images'][0]).exists() and len(set(r['answers'])) == 1 for r in vqa)
