@@ -146,60 +146,60 @@ def encode(model, x, keep):
             shape = states.shape[1:]
     return torch.cat(z) if z else None, torch.from_numpy(np.memmap(file, np.float16, 'r+').reshape(-1, *shape)) if keep else None
 
+def ranks(queries, keys, label, other, k):
+    """Queries (q, d) with labels (q,) against candidates (n, d) with labels other (n,), by the dot product, 256 queries at a time -> rank of each query's
+    best candidate of its label (q,), its k best candidates (q, k)."""
+    scores = ((q @ keys.T, mine) for q, mine in zip(queries.split(256), label.split(256)))
+    return [torch.cat(x) for x in zip(*((hits(s, mine, other), s.topk(min(k, len(other))).indices) for s, mine in scores))]
+
 def retrieval(model, data, pairs):
-    """Both ways, by the dot product of the ITC embeddings; the `rerank` best of them again by the matching head, from kept unimodal states; by how well the
-    words are told from the picture. One batch of queries at a time meets all candidates."""
+    """Both ways: by the dot product of the ITC embeddings; the `rerank` best of them again by the matching head, from kept unimodal states; by how well the
+    words are told from the picture."""
     c, dev, ids = model.config, model.pixel_mean.device, pairs[0]
+    by_words, by_match = c.has('mlm') and 'amm_text' in c.plan, c.has('itm') and (rerank > 0 or not c.has('itc'))
+    if not (c.has('itc') or by_words or by_match):
+        return dict(skipped='the run has no itc, itm or amm_text to retrieve by')
     start, length, owner = every_caption(data, *pairs)
     n, m, zeros = len(ids), len(start), np.zeros(len(ids), np.int64)
     tokens, pad = (torch.from_numpy(x) for x in train.read_words(data, start, length, c.text_len))
     pad = F.pad(pad, (1, 0))
-    def pictures_():
+    def image_batches():
         for i in range(0, n, batch_size):
             x = train.read_pairs(data, ids[i:i + batch_size], zeros[i:i + batch_size], zeros[i:i + batch_size], c, dev)[0]
             yield model.unimodal(model.embed_image(model.normalise(x))), None
-    def words_():
+    def text_batches():
         for t, p in zip(tokens.split(batch_size), pad.split(batch_size)):
             yield model.unimodal(model.embed_text(t.to(dev)), p.to(dev)), p.to(dev)
-    tells, matches = c.has('mlm') and 'amm_text' in c.plan, c.has('itm') and (rerank > 0 or not c.has('itc'))
-    if not (c.has('itc') or tells or matches):
-        return dict(skipped='the run has no itc, itm or amm_text to retrieve by')
-    image, image_states = encode(model, pictures_(), tells or matches)
-    text, text_states = encode(model, words_(), matches)
-    names, mine, theirs, out = concepts(data, ids), torch.arange(n), torch.from_numpy(owner), {}
-    def both_ways(name, score, own):
-        """score (first pictures, their texts), small enough to be whole -> rank and best five pictures of each text."""
-        each = mine[:len(score)]
-        out[name + 'i2t_r1'], out[name + 't2i_r1'] = recalls(hits(score, each, own))['r1'], recalls(hits(score.T, own, each))['r1']
-        return hits(score.T, own, each), score.T.topk(min(5, len(score))).indices
-    if tells:
-        those = (theirs < 1000).nonzero()[:, 0]
-        rank, top = both_ways('likelihood_', likelihood(model, image_states[:1000], tokens[those], pad[those]), theirs[those])
-    if matches and image is None:                                      # nothing to choose the best by: the first 200 pictures with all their texts
-        those = (theirs < 200).nonzero()[:, 0]
-        i, j = torch.cartesian_prod(mine[:200], those).T
-        rank, top = both_ways('itm_', matching(model, image_states, text_states, pad, i, j).view(-1, len(those)), theirs[those])
-    for way, queries, keys, label, other in (('i2t_', image, text, mine, theirs), ('t2i_', text, image, theirs, mine)) if image is not None else ():
-        rank, named, top = [], [], []
-        for rows in torch.arange(len(label)).split(256):
-            score = queries[rows] @ keys.T                             # (256, candidates)
-            rank.append(hits(score, label[rows], other))
-            top.append(score.topk(min(max(rerank, 5), len(other))).indices)
-            if names is not None:
-                code = torch.from_numpy(np.unique(names, return_inverse=True)[1])
-                known = torch.from_numpy(names != '')[label[rows]]
-                named.append(hits(score[known], code[label[rows]][known], code[other]))
-        rank, top = torch.cat(rank), torch.cat(top)
-        out |= {way + k: v for k, v in recalls(rank).items()}
-        out |= {f'{way}concept_r{k}': (torch.cat(named) < k).float().mean().item() for k in (1, 5, 10) if named}
-        if matches:
+    image, image_states = encode(model, image_batches(), by_words or by_match)
+    text, text_states = encode(model, text_batches(), by_match)
+    each, owner, names, out = torch.arange(n), torch.from_numpy(owner), concepts(data, ids), {}
+
+    def whole(name, score, own):                                       # (first pictures, their texts): small enough to be one matrix
+        out[f'{name}_i2t_r1'], out[f'{name}_t2i_r1'] = recalls(hits(score, each[:len(score)], own))['r1'], recalls(hits(score.T, own, each[:len(score)]))['r1']
+        return hits(score.T, own, each[:len(score)]), score.T.topk(min(5, len(score))).indices
+    if by_words:
+        some = (owner < 1000).nonzero()[:, 0]
+        rank, top = whole('likelihood', likelihood(model, image_states[:1000], tokens[some], pad[some]), owner[some])
+    if by_match and image is None:                                     # nothing to choose the best by: the first 200 pictures with all their texts
+        some = (owner < 200).nonzero()[:, 0]
+        i, j = torch.cartesian_prod(each[:200], some).T
+        rank, top = whole('itm', matching(model, image_states, text_states, pad, i, j).view(-1, len(some)), owner[some])
+    for way in ('i2t', 't2i') if image is not None else ():
+        queries, keys, label, other = (image, text, each, owner) if way == 'i2t' else (text, image, owner, each)
+        rank, top = ranks(queries, keys, label, other, max(rerank, 5))
+        out |= {f'{way}_{k}': v for k, v in recalls(rank).items()}
+        if names is not None:                                          # a picture of the same thing is right too
+            code, known = torch.from_numpy(np.unique(names, return_inverse=True)[1]), torch.from_numpy(names != '')[label]
+            alike = recalls(ranks(queries[known], keys, code[label[known]], code[other], 1)[0]) if known.any() else {}
+            out |= {f'{way}_concept_{k}': v for k, v in alike.items() if k != 'median_rank'}
+        if by_match:
             again = top[:, :rerank]
             pair = torch.stack([torch.arange(len(again))[:, None].expand_as(again), again]).view(2, -1)
-            logit = matching(model, image_states, text_states, pad, *(pair if way == 'i2t_' else pair.flip(0))).view(again.shape)
-            right = other[again] == label[:, None]
-            best = logit.masked_fill(~right, -math.inf).max(1, keepdim=True).values
-            out[f'itm_{way}r1'] = (right.any(1) & ((~(logit < best) & ~right).sum(1) == 0)).float().mean().item()
-    if matches:
+            logit = matching(model, image_states, text_states, pad, *(pair if way == 'i2t' else pair.flip(0))).view(again.shape)
+            right = other[again] == label[:, None]                     # a right one that is not among the best cannot come first
+            first = ~(logit < logit.masked_fill(~right, -math.inf).max(1, keepdim=True).values) & ~right
+            out[f'itm_{way}_r1'] = (~first.any(1)).float().mean().item()
+    if by_match:
         out |= rerank_cost(model, image_states, text_states, pad, batches(model, data, *pairs))
     out |= dict(candidates=n, texts=m, chance_r1=1 / n, distinct_texts=len({tuple(data.tokens[s:s + k]) for s, k in zip(start, length)}),
                 protocol=f'{split} split of {data.path.name}, {n} pictures, {m} texts, weights: {checkpoint}, ' + (
