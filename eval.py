@@ -12,7 +12,7 @@
 What the judged tasks measure: zero-shot retrieval both ways; masked words with the right picture, another one and none (the honest test that pictures are used); PSNR of
 painted patches; pictures from words alone and words from pictures alone. All on videos that training never saw, windows in the middle.
 """
-import base64, dataclasses, functools, glob, hashlib, html, io, json, math, re, sys, tempfile, textwrap, time
+import base64, dataclasses, fcntl, functools, glob, hashlib, html, io, json, math, os, re, sys, tempfile, textwrap, time
 from collections import Counter
 from pathlib import Path
 from typing import Literal
@@ -57,8 +57,14 @@ dtype: Literal['auto', 'float32', 'bfloat16'] = 'auto'       # classify: of the 
 
 def open_model():
     """-> the checkpoint of --run. train.py's knobs are set as the run had them."""
-    path = checkpoint_path()
-    model = models.load(path, device if device != 'auto' else 'cuda' if torch.cuda.is_available() else 'cpu')
+    path, dev = checkpoint_path(), device if device != 'auto' else 'cuda' if torch.cuda.is_available() else 'cpu'
+    try:
+        torch.zeros(1, device=dev)
+    except (RuntimeError, AssertionError) as e:
+        sys.exit(f'error: --device={dev}: {str(e).splitlines()[0]}')
+    if ',' in dataset and task != 'search':
+        sys.exit(f'error: --dataset={dataset}: one set at a time is judged')
+    model = models.load(path, dev)
     knobs = torch.load(path, map_location='cpu', weights_only=True)['config']
     vars(train).update(knobs | dict(dataset=dataset or knobs['dataset'].split(',')[0], overfit=0, dataset_weights=()))
     return model
@@ -66,6 +72,19 @@ def open_model():
 def checkpoint_path():
     path = Path(run) / f'{checkpoint}.pt'
     return path if path.exists() or checkpoint != 'best' else Path(run) / 'latest.pt'          # a run without a validation set
+
+def weights_hash():
+    """Which weights they are, whatever their file is called: what is kept of other weights is not taken for theirs."""
+    with open(checkpoint_path(), 'rb') as f:
+        return hashlib.file_digest(f, 'sha256').hexdigest()[:12]
+
+def read_picture(path):
+    """-> PIL RGB, upright; ValueError if it cannot be read."""
+    from PIL import Image, ImageOps
+    try:
+        return ImageOps.exif_transpose(Image.open(path)).convert('RGB')
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
+        raise ValueError(f'{path} cannot be read as a picture ({e})') from None
 
 def load_run(splits=None):
     """-> (model, data): the checkpoint and the split to judge it on, or [data of each split that has frames]. train.py's knobs are set as the run had them."""
@@ -86,8 +105,9 @@ def batches(model, data, ids, start, length):
         yield rows, *train.read_pairs(data, ids[rows], start[rows], length[rows], c, dev), noise[rows].to(dev)
 
 def elsewhere(video):
-    """A permutation that gives each pair another video's partner: half way round a list that is sorted by video."""
-    return np.roll(np.arange(len(video)), len(video) // 2)
+    """A permutation that gives each pair another video's partner: half way round a list that is sorted by video. None if one video has more than half."""
+    other = np.roll(np.arange(len(video)), len(video) // 2)
+    return other if (np.asarray(video)[other] != video).all() else None
 
 def spoken(data, start, length):
     """The words of a span, for people."""
@@ -100,9 +120,14 @@ def true_scenes(data, ids):
     for f in data.frames[ids]:
         path = Path(truth) / (Path(rows[data.videos[f['video']]['row']]['source']).stem + '.json')
         if path not in files:
-            files[path] = json.loads(path.read_text(encoding='utf-8')) if path.exists() else {}
+            try:
+                files[path] = dict(json.loads(path.read_text(encoding='utf-8'))) if path.exists() else {}
+            except (ValueError, TypeError) as e:
+                sys.exit(f'error: {path} is no JSON object ({e})')
         about, t = files[path], (int(f['t_ms']) + int(f['t_end_ms'])) / 2000
         scenes.append((next((s for s in about.get('segments', about.get('scenes', [])) if s['start'] <= t < s['end']), {}), about))
+    if truth and not any(files.values()):
+        sys.exit(f'error: --truth={truth} has no NAME.json for any of these videos')
     return scenes
 
 def concepts(data, ids):
@@ -176,6 +201,7 @@ def retrieval(model, data, pairs):
 
     def whole(name, score, own):                                       # (first pictures, their texts): small enough to be one matrix
         out[f'{name}_i2t_r1'], out[f'{name}_t2i_r1'] = recalls(hits(score, each[:len(score)], own))['r1'], recalls(hits(score.T, own, each[:len(score)]))['r1']
+        out[f'{name}_candidates'] = len(score)
         return hits(score.T, own, each[:len(score)]), score.T.topk(min(5, len(score))).indices
     if by_words:
         some = (owner < 1000).nonzero()[:, 0]
@@ -206,7 +232,7 @@ def retrieval(model, data, pairs):
                     f'frames whose words do not overlap, context {train.context_s} s' if m == n else 'any caption of a picture is right'))
     if names is not None:
         out |= dict(concepts=len(set(names)), concept_chance_r1=float((names[:, None] == names).mean()))
-    retrieval_picture(model, data, (ids, start, length), owner, rank, top)
+    retrieval_picture(model, data, (ids, start, length), owner, rank, top, n if image is not None else out.get('itm_candidates', out.get('likelihood_candidates')))
     return out
 
 def matching(model, image_states, text_states, pad, i, j):
@@ -342,19 +368,18 @@ def read_phrases(model, data, pairs):
                     phrases.append(f"a {o['size']} {' '.join(name)}")
                     pixels.append(patches[i])
     else:
-        from PIL import Image, ImageOps
         try:
             text = Path(refs).read_text(encoding='utf-8')
-            rows = json.loads(text) if text.lstrip()[:1] == '[' else [json.loads(line) for line in text.splitlines() if line.strip()]
+            rows = json.loads(text) if text.lstrip()[:1] == '[' else [json.loads(line) for line in text.split('\n') if line.strip()]
             cut = (c.full_size - c.image_size) // 2
             for row in rows:
-                picture = ImageOps.exif_transpose(Image.open(Path(refs).parent / row['image'])).convert('RGB')
+                picture = read_picture(Path(refs).parent / row['image'])
                 (x, y, w, h), scale = row['box'], c.full_size / min(picture.size)              # the middle square, as in training
                 left, top = ((side * scale - c.full_size) / 2 + cut for side in picture.size)
                 boxes.append(np.array([x * scale - left, y * scale - top, (x + w) * scale - left, (y + h) * scale - top]))
                 pixels.append(model.read_pictures([picture])[0])
-                phrases.append(row['text'])
-        except (OSError, ValueError, KeyError, TypeError) as e:
+                phrases.append(' '.join(row['text'].split()))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
             sys.exit(f'error: --refs={refs}: expected [{{"image": path, "text": phrase, "box": [x, y, width, height]}}, ...] ({type(e).__name__}: {e})')
     boxes = np.clip(np.array(boxes).reshape(-1, 4), 0, c.image_size)
     seen = [i for i in range(len(boxes)) if boxes[i, 2] - boxes[i, 0] >= 1 and boxes[i, 3] - boxes[i, 1] >= 1]        # the others are outside the square
@@ -378,7 +403,7 @@ def ground(model, data, pairs):
         heat = patches_map(model, pixels, *spoken) if way == 'patches' else torch.cat([
             attention_map(model, *(x[i:i + batch_size] for x in (pixels, *spoken)), layer) for i in range(0, len(phrases), batch_size)])
         return heat.view(-1, n, n).cpu()
-    maps, other = {way: maps_of(way, tokens, pad) for way in ways}, torch.from_numpy(elsewhere(phrases))
+    maps, other = {way: maps_of(way, tokens, pad) for way in ways}, np.roll(np.arange(len(phrases)), len(phrases) // 2)
     centre = (np.arange(n) + .5) * c.patch_size
     def within(box, x, y): return (box[0] - half <= x) & (x <= box[2] + half) & (box[1] - half <= y) & (y <= box[3] + half)       # of a patch that touches the box
     def inside(box): return np.outer((centre >= box[1]) & (centre < box[3]), (centre >= box[0]) & (centre < box[2]))
@@ -390,7 +415,7 @@ def ground(model, data, pairs):
         energy = [float((h.numpy() * inside(box)).sum() / max(float(h.sum()), 1e-12)) for h, box in zip(heat, boxes)]
         out |= {f'{way}_pointing': float(np.mean(hit[way])), f'{way}_pointing_other_phrase': float(np.mean(points(maps_of(way, tokens[other], pad[other])))),
                 f'{way}_energy_in_box': float(np.mean(energy)), f'{way}_box_iou50': float((overlap >= .5).mean()), f'{way}_box_miou': float(overlap.mean())}
-    area = np.prod(np.clip((boxes[:, 2:] - boxes[:, :2] + c.patch_size) / c.image_size, 0, 1), axis=1)
+    area = [within(b, *np.meshgrid(centre, centre)).mean() for b in boxes]          # the share of patches that would be right
     at_centre = np.mean([within(b, c.image_size / 2, c.image_size / 2) for b in boxes])
     def drawn(way, i):
         picture_ = picture(pixels[i].float() / 255, c.patch_size)
@@ -399,35 +424,39 @@ def ground(model, data, pairs):
     pick = np.linspace(0, len(phrases) - 1, min(n_pictures, len(phrases))).round().astype(int)
     sheet(['phrase', 'picture', *(f'by {way}' for way in ways)], [[phrases[i], picture(pixels[i].float() / 255, c.patch_size)] + [
         (drawn(way, i), 'green' if hit[way][i] else 'red') for way in ways] for i in pick], Path(run) / 'ground.png')
-    return out | dict(pointing_chance=float(area.mean()), pointing_centre=float(at_centre), phrases=len(phrases), phrases_outside=outside)
+    return out | dict(pointing_chance=float(np.mean(area)), pointing_centre=float(at_centre), phrases=len(phrases), phrases_outside=outside)
 
 # ----------------------------------------------------------------------------------------------------------------------
 # search
 
 def frame_embeddings(model, data):
     """ITC embedding of every frame of a split -> (n, proj_dim) float16, memory-mapped: out/<run>/search/*.npy, made once; goes on after Ctrl-C."""
-    from tqdm import tqdm
-    path = checkpoint_path()
-    made_of = f"{path.stat().st_mtime_ns} {path.stat().st_size} {data.meta['arrays'][f'{data.split}_patches.bin']['sha256']}"
+    made_of = f"{weights_hash()} {data.meta['arrays'][f'{data.split}_patches.bin']['sha256']}"
     name = Path(run) / 'search' / f'{data.path.name}-{data.split}-{hashlib.sha256(made_of.encode()).hexdigest()[:12]}.npy'
     if not name.exists():
         name.parent.mkdir(exist_ok=True)
-        for old in name.parent.glob(f'{data.path.name}-{data.split}-*.npy'):                        # of an earlier checkpoint or set
-            old.unlink()
-        n, d = len(data.frames), model.config.proj_dim
         with open(name.with_suffix('.part'), 'ab') as f:
-            head = io.BytesIO()
-            np.lib.format.write_array_header_1_0(head, dict(descr='<f2', fortran_order=False, shape=(n, d)))
-            head = head.getvalue()
-            done = max(0, f.tell() - len(head)) // (2 * d)
-            f.truncate(len(head) + 2 * d * done if f.tell() >= len(head) else 0)
-            f.write(b'' if f.tell() else head)
-            for ids in tqdm([np.arange(i, min(i + batch_size, n)) for i in range(done, n, batch_size)], f'{data.path.name}, {data.split}: frames', disable=None):
-                x = train.read_pairs(data, ids, np.zeros(len(ids), int), np.zeros(len(ids), int), model.config, model.pixel_mean.device)[0]
-                z = model.embedding(model.unimodal(model.embed_image(model.normalise(x))), model.image_proj)
-                f.write(z.half().cpu().numpy().tobytes())
-        name.with_suffix('.part').rename(name)
+            fcntl.flock(f, fcntl.LOCK_EX)                              # a second search of the same frames waits for the first
+            if not name.exists():
+                embed_frames(model, data, f)
+                for old in name.parent.glob(f'{data.path.name}-{data.split}-*.npy'):                # of an earlier checkpoint or set
+                    old.unlink()
+                name.with_suffix('.part').rename(name)
     return np.load(name, mmap_mode='r', allow_pickle=False)
+
+def embed_frames(model, data, f):
+    """Append to f, open for appending, what it lacks of a .npy file with the embedding of every frame."""
+    from tqdm import tqdm
+    n, d, head = len(data.frames), model.config.proj_dim, io.BytesIO()
+    np.lib.format.write_array_header_1_0(head, dict(descr='<f2', fortran_order=False, shape=(n, d)))
+    head = head.getvalue()
+    done = max(0, f.tell() - len(head)) // (2 * d)                     # whole rows
+    f.truncate(len(head) + 2 * d * done if f.tell() >= len(head) else 0)
+    f.write(b'' if f.tell() else head)
+    for ids in tqdm([np.arange(i, min(i + batch_size, n)) for i in range(done, n, batch_size)], f'{data.path.name}, {data.split}: frames', disable=None):
+        x = train.read_pairs(data, ids, np.zeros(len(ids), int), np.zeros(len(ids), int), model.config, model.pixel_mean.device)[0]
+        z = model.embedding(model.unimodal(model.embed_image(model.normalise(x))), model.image_proj)
+        f.write(z.half().cpu().numpy().tobytes())
 
 def nearest(embeddings, query, k, chunk=1 << 16):
     """Rows of (n, d) float16 closest to query (d,) -> (ids (k,), cosines (k,)), best first. A chunk at a time is in memory."""
@@ -439,6 +468,10 @@ def nearest(embeddings, query, k, chunk=1 << 16):
         order = np.argsort(-scores, kind='stable')[:k]
         ids, scores = ids[order], scores[order]
     return ids, scores
+
+def printable(text):
+    """Without line ends, control sequences of a terminal, and halves of characters."""
+    return ' '.join(''.join(c if c.isprintable() else ' ' for c in text).split())
 
 def search(model, sets):
     """The moments of a prepared set, all splits, that fit --query or --image best -> [dict(score, title, time_s, link, text, ...)], best first; of
@@ -459,20 +492,23 @@ def search(model, sets):
         if len(moments) < top and all(abs(int(f['t_ms']) - t) >= 5000 for t in near):
             near.append(int(f['t_ms']))
             moments.append(dict(score=score, row=int(video['row']), time_s=int(f['t_ms']) / 1000, frame=i, data=data))
-    with open(sets[0].path / 'videos.jsonl', encoding='utf-8') as lines:
-        rows = {i: json.loads(line) for i, line in enumerate(lines) if i in {m['row'] for m in moments}}
+    rows = {}
+    for path in {m['data'].path for m in moments}:
+        with open(path / 'videos.jsonl', encoding='utf-8') as lines:
+            wanted = {m['row'] for m in moments if m['data'].path == path}
+            rows |= {(path, i): json.loads(line) for i, line in enumerate(lines) if i in wanted}
     for m in moments:
-        data, f, row, t = m['data'], m['data'].frames[m['frame']], rows[m.pop('row')], int(m['time_s'])
+        data, f, row, t = m['data'], m['data'].frames[m['frame']], rows[m['data'].path, m.pop('row')], int(m['time_s'])
         video = data.videos[f['video']]
         span = slice(int(video['token_start']), max(int(video['token_start']), int(video['token_end']) - 1))
         heard = data.tokens[span][(data.times[span] >= int(f['t_ms']) - 1000) & (data.times[span] < int(f['t_end_ms']) + 1000)]
         link = row['url'] or (Path(row['source']).resolve().as_uri() if Path(row['source']).exists() else '')
-        at = '#t=' if link.startswith('file:') else '&t=' if '?' in link else '?t='
-        m |= dict(title=row['title'] or row['source'], link=f'{link}{at}{t}' if re.match('(https?|file)://', link) else '',
-                  text=data.encoding.decode(heard[:80].tolist()).strip())
+        at = '' if video['flags'] & 1 else ('#t=' if link.startswith('file:') else '&t=' if '?' in link else '?t=') + str(t)         # a picture has no time
+        m |= dict(title=printable(row['title'] or row['source']), link=printable(link + at) if re.match('(https?|file)://', link) else '',
+                  text=printable(data.encoding.decode(heard[heard != 50256][:80].tolist())))
     for m in moments:
         t = int(m['time_s'])
-        print(f"{m['score']:.3f}  {t // 60:3d}:{t % 60:02d}  {' '.join(m['title'].split())[:60]}  {m['link']}\n            {' '.join(m['text'].split())[:150]}")
+        print(f"{m['score']:.3f}  {t // 60:3d}:{t % 60:02d}  {m['title'][:60]}  {m['link']}\n            {m['text'][:150]}")
     if page:
         write_page(moments)
     return [{k: v for k, v in m.items() if k != 'data'} for m in moments]
@@ -491,7 +527,7 @@ def write_page(moments):
         title = f"""<a href="{html.escape(m['link'])}">{title}</a>""" if m['link'] else title
         cards.append(f'<figure><img alt="" src="data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode()}"><figcaption><b>{title}</b> '
                      f"<small>{m['score']:.3f}</small><br>{said}</figcaption></figure>")
-    asked = html.escape(query or f'like {image}')
+    asked = html.escape(printable(query or f'like {image}'))
     path = Path(run) / 'search.html'
     path.write_text(f"""<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'"><title>{asked}</title><style>
@@ -505,23 +541,24 @@ a {{ color: #1550a0 }} mark {{ background: #ffe68a }} small {{ color: #777 }} fi
 # ----------------------------------------------------------------------------------------------------------------------
 # fine-tuning: questions, pairs of pictures, entailment, ... one file format, one loop
 
-def read_examples(path, text_len=10 ** 9):
-    """JSONL of {"images": [one or two paths], "text": ..., "label": ...}, or "answers": [of several people], "id" as you like -> rows with `scores`, {label:
+def read_examples(path):
+    """JSONL of {"images": [one or two paths], "text": ..., "label": ...}, or "answers": [of four or more people], "id" as you like -> rows with `scores`, {label:
     what it is worth}. Of answers: 1, 2, 3, 4 people .3, .6, .9, 1, as is usual for VQA. Rows whose pictures are absent are left out and counted.
-    Instead of <split>.jsonl a folder <split>/<class>/ of pictures will do, without text."""
+    Instead of JSONL, folders <split>/<class>/ of pictures will do, without text."""
     rows, absent = [], 0
-    if not path.exists() and (folder := path.with_suffix('')).is_dir():
+    if not path.with_name('train.jsonl').exists() and (folder := path.with_suffix('')).is_dir():
         rows = [dict(images=[p], text='', label=p.parent.name, scores={p.parent.name: 1.}) for p in sorted(folder.glob('*/*'))
                 if p.suffix.lower() in ('.jpg', '.jpeg', '.png', '.webp')]
-    for number, line in enumerate(path.read_text(encoding='utf-8').split('\n') if path.exists() else (), 1):
+    for number, line in enumerate(path.read_bytes().split(b'\n') if path.exists() else (), 1):
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = json.loads(line.decode())
             row['images'] = [path.parent / p for p in row['images']]
-            row['scores'] = {str(row['label']): 1.} if 'label' in row else {a: min(1, .3 * n) for a, n in Counter(row['answers']).items()}
-            if not (1 <= len(row['images']) <= 2 and isinstance(row['text'], str) and row['scores']):
-                raise ValueError('one or two images, a text, and a label or answers')
+            row['scores'] = {a: min(1, .3 * n) for a, n in Counter(row['answers']).items()} if 'answers' in row else {str(row['label']): 1.}
+            if not (1 <= len(row['images']) <= 2 and isinstance(row['text'], str) and row.get('label', '') is not None and
+                    ('answers' not in row or isinstance(row['answers'], list) and len(row['answers']) >= 4)):
+                raise ValueError('one or two images, a text, and a label, or the answers of four or more people')
         except (ValueError, KeyError, TypeError, AttributeError) as e:
             sys.exit(f'error: {path}, line {number}: expected {{"images": [...], "text": ..., "label": ...}} ({type(e).__name__}: {e})')
         if all(p.exists() for p in row['images']):
@@ -530,8 +567,6 @@ def read_examples(path, text_len=10 ** 9):
             absent += 1
     if absent:
         print(f'{path}: {absent} of {absent + len(rows)} examples left out: their pictures are absent')
-    if long := sum(len(r['text'].split()) > text_len for r in rows):
-        print(f'{path}: {long} of {len(rows)} texts have more than {text_len} words, of which the last are not read')
     if not rows:
         sys.exit(f'error: {path} is absent or has no example whose pictures are there')
     return rows
@@ -540,13 +575,18 @@ def read_splits(model):
     """--examples -> {train, val, and test if there is one: rows}, all with one picture or all with two."""
     folder = Path(examples)
     some = 'train', 'val', *(['test'] if (folder / ('test.jsonl' if (folder / 'train.jsonl').exists() else 'test')).exists() else [])
-    rows = {s: read_examples(folder / f'{s}.jsonl', model.config.text_len) for s in some}
+    rows = {s: read_examples(folder / f'{s}.jsonl') for s in some}
+    from prepare import gpt2_encoding
+    for s, these in rows.items():
+        length = [len(t) for t in gpt2_encoding().encode_ordinary_batch([' ' + ' '.join(r['text'].split()) for r in these])]
+        if long := sum(n > model.config.text_len - (task == 'classify') for n in length):           # whose last place is the [MASK]'s
+            print(f'{folder}/{s}: {long} of {len(these)} texts are longer than the {model.config.text_len} tokens that the model reads; their ends are not read')
     if len({len(r['images']) for rs in rows.values() for r in rs}) > 1:
         sys.exit(f'error: {folder}: some examples have one picture and some two')
     return rows
 
 def worth(row, answer):
-    """What an answer scores: the label's worth; of several people's answers the official VQA accuracy, mean over the others of min(count / 3, 1)."""
+    """What an answer scores: the label's worth; of people's answers the official VQA accuracy, mean over each nine others of min(count / 3, 1)."""
     if 'answers' not in row:
         return row['scores'].get(answer, 0.)
     people = row['answers']
@@ -585,9 +625,9 @@ def square(path, size):
     """A picture -> its middle square, (size, size, 3) uint8."""
     from PIL import Image, ImageOps
     try:
-        return np.asarray(ImageOps.fit(ImageOps.exif_transpose(Image.open(path)).convert('RGB'), (size,) * 2, Image.Resampling.BOX))
-    except OSError as e:
-        sys.exit(f'error: {path} cannot be read as a picture ({e}); take it out of the examples')
+        return np.asarray(ImageOps.fit(read_picture(path), (size,) * 2, Image.Resampling.BOX))
+    except ValueError as e:
+        sys.exit(f'error: {e}; take it out of the examples')
 
 def with_words_of(model, rows):
     """The model, its vocabulary wider by the words of these examples: questions have words that narration lacks, which it would otherwise spell."""
@@ -617,14 +657,14 @@ def classify(model):
     """Fine-tune on --examples, keep the epoch that is best on val.jsonl, judge it once on test.jsonl -> {split: score, ...}. Ctrl-C and again: it goes on."""
     folder = Path(examples)
     rows = read_splits(model)
-    iteration, model, count = model.iteration, with_words_of(model, rows['train']), Counter()
+    model, count = with_words_of(model, rows['train']), Counter()
     c, model.teacher = model.config, None
     for row in rows['train']:
         count.update(row['scores'])
     labels, exclusive = [k for k, _ in count.most_common(n_labels)], all(list(r['scores'].values()) == [1.] for r in rows['train'])
     place, dev = {k: i for i, k in enumerate(labels)}, model.vocab.device
-    if len(labels) < 2 or epochs < 1:
-        sys.exit(f'error: {folder}: all examples have the same label' if epochs > 0 else 'error: --epochs must be 1 or more')
+    if len(labels) < 2:
+        sys.exit(f'error: {folder}: all examples have the same label')
     for s, some in rows.items():
         if lost := sum(not place.keys() & r['scores'].keys() for r in some):
             print(f'{folder / s}.jsonl: {lost} of {len(some)} examples have no answer among the {len(labels)} labels, and count as wrong')
@@ -647,10 +687,10 @@ def classify(model):
             chosen = [labels[i] for k in range(0, len(rows[split]), batch_size) for i in net(*batch_of(model, rows[split][k:k + batch_size])).argmax(1).tolist()]
         return chosen, float(np.mean([worth(r, a) for r, a in zip(rows[split], chosen)]))
 
-    out = Path(run) / '-'.join(['classify', *folder.resolve().parts[-2:], *([only] if only else []), str(seed)])
+    out = Path(run) / '-'.join(['classify', *folder.resolve().parts[1:][-2:], *([only] if only else []), str(seed)])
     out.mkdir(exist_ok=True)
-    made_of = dict(examples=str(folder.resolve()), labels=labels, epochs=epochs, learning_rate=learning_rate, layer_decay=layer_decay, batch_size=batch_size,
-                   dtype=dtype, checkpoint=checkpoint, iteration=iteration, words=c.vocab_size)
+    made_of = dict(weights=weights_hash(), examples=hashlib.sha256(json.dumps(rows, default=str).encode()).hexdigest(), labels=labels, epochs=epochs,
+                   learning_rate=learning_rate, layer_decay=layer_decay, batch_size=batch_size, dtype=dtype)
     epoch, best, best_epoch, steps = 0, -1., 0, -(-len(rows['train']) // batch_size)
     if (out / 'latest.pt').exists():
         was = torch.load(out / 'latest.pt', map_location=dev, weights_only=True)
@@ -660,7 +700,7 @@ def classify(model):
         for optimizer, state in zip(optimizers, was['optimizers']):
             optimizer.load_state_dict(state)
         epoch, best, best_epoch = was['epoch'], was['best'], was['best_epoch']
-    while epoch < epochs and epoch - best_epoch < 4:                   # three epochs without a better one: enough
+    while epoch < epochs and epoch - best_epoch < 4:                   # four epochs without a better one: enough
         rng = np.random.default_rng([seed, epoch])
         order, total = rng.permutation(len(rows['train'])), 0.
         net.train()
@@ -757,13 +797,13 @@ def probe(model):
     if model.config.has('itc') and len(rows['train'][0]['images']) == 1:
         told = []
         for label in labels:
-            tokens, pad = model.tokenise([t.format(label) for t in templates.split('|')])
+            tokens, pad = model.tokenise([t.replace('{}', label) for t in templates.split('|')])
             pad = F.pad(pad, (1, 0)).to(dev)
             told.append(model.embedding(model.unimodal(model.embed_text(tokens.to(dev)), pad), model.text_proj, pad).mean(0))
         z = [model.embedding(model.unimodal(model.embed_image(model.normalise(batch_of(model, rows[last][k:k + batch_size])[0][:, 0]))), model.image_proj)
              for k in range(0, len(rows[last]), batch_size)]
         found['zero_shot'] = right(torch.cat(z) @ F.normalize(torch.stack(told), dim=1).T, last)
-    (out := Path(run) / f"probe-{'-'.join(folder.resolve().parts[-2:])}.json").write_text(json.dumps(found, indent=1))
+    (out := Path(run) / f"probe-{'-'.join(folder.resolve().parts[1:][-2:])}.json").write_text(json.dumps(found, indent=1))
     print(*(f'  {k:32s}{v:.4f}' if isinstance(v, float) else f'  {k:32s}{v}' for k, v in found.items()), f'wrote {out}', sep='\n')
     return found
 
@@ -772,13 +812,12 @@ def probe(model):
 
 def open_pictures():
     """--image, a file or a folder -> [(path, PIL picture)]; exits with one line if there is none, what cannot be read is told."""
-    from PIL import Image
     found, paths = [], sorted(Path(image).iterdir()) if Path(image).is_dir() else [Path(image)]
     for path in paths:
         try:
-            found.append((path, Image.open(path).convert('RGB')))
-        except (OSError, Image.DecompressionBombError) as e:
-            print(f'skipped: {path} cannot be read as a picture ({e})', file=sys.stderr)
+            found.append((path, read_picture(path)))
+        except ValueError as e:
+            print(f'skipped: {e}', file=sys.stderr)
     if not found:
         sys.exit(f'error: no picture in {image!r}; give --image=picture.jpg or a folder')
     return found
@@ -790,7 +829,7 @@ def caption(model):
     from prepare import gpt2_encoding
     found, encoding, out = open_pictures(), gpt2_encoding(), {}
     for some in (found[i:i + batch_size] for i in range(0, len(found), batch_size)):
-        for (path, _), words in zip(some, model.write(model.read_pictures([p for _, p in some]), write_length).cpu().numpy()):
+        for (path, _), words in zip(some, model.write(model.read_pictures([p for _, p in some]), min(write_length, model.config.text_len)).cpu().numpy()):
             out[str(path)] = encoding.decode([int(model.vocab[i]) for i in words]).strip()
             print(f'{path}: {out[str(path)]}')
     return out
@@ -809,10 +848,10 @@ def paint(model):
 
 def words(model, data, pairs):
     """Masked words told with the right picture, with another video's and with none: accuracy and bits per masked token."""
-    c, other = model.config, elsewhere(pairs[0])
+    c, other = model.config, elsewhere(data.frames['video'][pairs[0]])
     if not c.has('mlm'):
         return dict(skipped='the run has no mlm objective')
-    total = {k: np.zeros(2) for k in ('right', 'shuffled', 'none')}
+    total = {k: np.zeros(2) for k in ('right', *['shuffled'] * (other is not None), 'none')}
     count, uni = 0, torch.zeros(c.vocab_size)
     everything = list(batches(model, data, *pairs))
     patches = torch.cat([b[1] for b in everything])
@@ -822,15 +861,17 @@ def words(model, data, pairs):
         target = tokens.gather(1, slots)
         hidden = tokens.scatter(1, slots, torch.where(used, model.mask_id, target))
         text = model.unimodal(model.embed_text(hidden), pad)
-        for name, x in ('right', patches[rows]), ('shuffled', patches[other[rows]]), ('none', None):
-            image = None if x is None else model.unimodal(model.embed_image(model.normalise(x)))
+        partner = dict(right=rows) if other is None else dict(right=rows, shuffled=other[rows])
+        for name in total:
+            image = model.unimodal(model.embed_image(model.normalise(patches[partner[name]]))) if name in partner else None
             logits = model.word_logits(take(model.fuse(text, image, pad)[0][:, 1:], slots)).float()[used]
             total[name] += [(logits.argmax(-1) == target[used]).sum().item(), F.cross_entropy(logits, target[used], reduction='sum').item() / math.log(2)]
         count += int(used.sum())
         uni += torch.bincount(target[used].cpu(), minlength=c.vocab_size)
     out = {f'mlm_acc_{k}': v[0] / count for k, v in total.items()} | {f'mlm_bits_{k}': v[1] / count for k, v in total.items()}
-    return out | dict(alignment_bits=out['mlm_bits_shuffled'] - out['mlm_bits_right'],         # per token: about 0 if pictures and words have nothing in common
-                      mlm_acc_commonest=(uni.max() / uni.sum()).item(), masked_tokens=count)
+    if other is not None:
+        out['alignment_bits'] = out['mlm_bits_shuffled'] - out['mlm_bits_right']               # per token: about 0 if pictures and words have nothing in common
+    return out | dict(mlm_acc_commonest=(uni.max() / uni.sum()).item(), masked_tokens=count)
 
 def to_pixels(model, x):
     """Normalised patches -> pixels in [0, 1]."""
@@ -854,8 +895,8 @@ def psnr(squares):
     return -10 * math.log10(max(float(np.mean(squares)), 1e-10))
 
 def patches(model, data, pairs):
-    """PSNR of painted patches: the removed ones from the words and the others; all of them from the right words, from another video's, and
-    from no idea (the mean picture of the training set)."""
+    """PSNR of painted patches: the removed ones from the others (and the words, if it has learned that); all of them from the right words, from another
+    video's, and from no idea (the mean picture of the training set)."""
     c, errors, painted = model.config, {}, {}
     if not c.has('mim') or c.mim_target == 'latent':
         return dict(skipped='the run does not paint pixels')
@@ -864,14 +905,16 @@ def patches(model, data, pairs):
     nothing = np.zeros(len(sample), int)
     training.lookup = data.lookup
     mean = train.read_pairs(training, sample, nothing, nothing, c, model.pixel_mean.device)[0].float().mean(0) / 255
-    everything, other = list(batches(model, data, *pairs)), elsewhere(pairs[0])
+    everything, other = list(batches(model, data, *pairs)), elsewhere(data.frames['video'][pairs[0]])
     tokens, pad = (torch.cat([b[i] for b in everything]) for i in (2, 3))
     for rows, x, _, _, noise in everything:
         real = x.float() / 255
-        some, gone = reconstruct(model, x, tokens[rows], pad[rows], noise)
-        found = dict(masked=((some - real).square().mean(2) * gone).sum(1) / gone.sum(1), mean_picture=(mean - real).square().mean((1, 2)))
+        found = dict(mean_picture=(mean - real).square().mean((1, 2)))
+        if set(c.plan) & {'xmm_image', 'joint', 'image_only'}:
+            some, gone = reconstruct(model, x, tokens[rows], pad[rows], noise)
+            found['masked'] = ((some - real).square().mean(2) * gone).sum(1) / gone.sum(1)
         if 'amm_image' in c.plan and c.mim_target == 'pixels':
-            for name, r in ('from_words', rows), ('from_other_words', other[rows]):
+            for name, r in (dict(from_words=rows) if other is None else dict(from_words=rows, from_other_words=other[rows])).items():
                 pixels = to_pixels(model, model.paint(tokens[r], pad[r]))
                 found[name] = (pixels - real).square().mean((1, 2))
                 painted.setdefault(name, []).append(unpatchify(pixels, c.patch_size).cpu())
@@ -972,19 +1015,19 @@ def pictures(model, data, pairs):
         titles.append('from words alone')
     text = [f"said: {spoken(data, s, n)}" for s, n in zip(pairs[1][pick], pairs[2][pick])]
     if c.has('mlm') and 'amm_text' in c.plan:
-        written = model.write(x, write_length).cpu().numpy()
+        written = model.write(x, min(write_length, model.config.text_len)).cpu().numpy()
         text = [f'{t}\n\nwritten from the picture: {data.encoding.decode([int(model.vocab[i]) for i in w]).strip()}' for t, w in zip(text, written)]
     sheet(titles + ['words'], list(zip(*columns, text)), Path(run) / 'pictures.png')
     return {}
 
-def retrieval_picture(model, data, spans, owner, rank, top):
-    """Words and the five pictures that come first, the right one with a green rim: hits and misses alike. rank, top: of each text's candidates."""
+def retrieval_picture(model, data, spans, owner, rank, top, n):
+    """Words and the five pictures that come first, the right one with a green rim: hits and misses alike. rank, top: of each text's n candidates."""
     ids, start, length = spans
     pick = np.linspace(0, len(rank) - 1, min(n_pictures, len(rank))).round().astype(int)
     def show(i):
         x = next(batches(model, data, ids[[i]], np.zeros(1, int), np.zeros(1, int)))[1]
         return picture(x[0].float() / 255, model.config.patch_size)
-    rows = [[f'"{spoken(data, start[j], length[j])}"\n\nthe right one came {rank[j] + 1}. of {len(ids)}'] +
+    rows = [[f'"{spoken(data, start[j], length[j])}"\n\nthe right one came {rank[j] + 1}. of {n}'] +
             [(show(int(i)), 'green' if i == owner[j] else None) for i in top[j, :5]] for j in pick]
     sheet(['words', *(f'{k + 1}.' for k in range(min(5, top.shape[1])))], rows, Path(run) / 'retrieval.png')
 
@@ -996,7 +1039,8 @@ def curves(*_):
     import matplotlib
     matplotlib.use('agg')
     import matplotlib.pyplot as plt
-    log = [json.loads(line) for line in open(path)]
+    lines = path.read_text().split('\n')
+    log = [json.loads(line) for line in lines if line.endswith('}')]  # all but one that a crash cut off
     names = [k for k in models.OBJECTIVES if any(k in e for e in log)]
     def of(key): return np.array([(e['iter'], e[key]) for e in log if key in e]).reshape(-1, 2).T
     figure, axes = plt.subplots(1, len(names) + 1, figsize=(4 * len(names) + 4, 3), constrained_layout=True, squeeze=False)
@@ -1022,9 +1066,14 @@ def curves(*_):
 TABLE = ('i2t_r1', 't2i_r1', 'itm_i2t_r1', 'itm_t2i_r1', 'likelihood_i2t_r1', 'likelihood_t2i_r1', 'mlm_acc_right', 'mlm_acc_shuffled', 'alignment_bits',
          'psnr_masked', 'psnr_from_words', 'colour_acc_from_words', 'keyword_precision_voted', 'keyword_precision_any', 'patches_pointing', 'attention_pointing')
 
+def numbers(path):
+    """eval.json, {task: {name: number}}, as one {name: number}."""
+    found = json.loads(path.read_text())
+    return {k: v for part in (found, *found.values()) if isinstance(part, dict) for k, v in part.items()}
+
 def judged(path):
     """What is known of a run -> {column: [numbers]}: eval.json, the fine-tuned tasks (a number for each seed; test, or val where there is none), the probes."""
-    found = {k: [v] for k, v in json.loads((path / 'eval.json').read_text()).items() if k in TABLE}
+    found = {k: [v] for k, v in numbers(path / 'eval.json').items() if k in TABLE}
     for p in sorted(path.glob('classify-*/result.json')):
         result = json.loads(p.read_text())
         found.setdefault(re.sub(r'-\d+$', '', p.parent.name), []).append(result.get('test', result['val']))
@@ -1038,46 +1087,59 @@ def compare(pattern):
     paths = [Path(p).parent for p in sorted(glob.glob(f'{pattern}/eval.json'))]
     if not paths:
         sys.exit(f'error: no {pattern}/eval.json; evaluate the runs first: python eval.py --run=out/<run>')
-    configs = [{k: v for k, v in json.loads((p / 'config.json').read_text()).items() if k[0] != '_' and k not in ('out_dir', 'seed')} for p in paths]
-    usual = {k: Counter(json.dumps(c.get(k)) for c in configs).most_common(1)[0][0] for k in configs[0]}
-    groups, numbers = {}, {p: judged(p) for p in paths}
+    try:
+        configs = [{k: v for k, v in json.loads((p / 'config.json').read_text()).items() if k[0] != '_' and k not in ('out_dir', 'seed')} |
+                   {f'judged: {k}': v for k, v in numbers(p / 'eval.json').items() if k in ('checkpoint', 'split', 'dataset', 'candidates')} for p in paths]
+    except (OSError, ValueError, AttributeError) as e:
+        sys.exit(f'error: config.json or eval.json of a run cannot be read: {e}')
+    usual = {k: Counter(json.dumps(c.get(k)) for c in configs).most_common(1)[0][0] for k in {k for c in configs for k in c}}
+    groups, known = {}, {p: judged(p) for p in paths}
     for path, c in zip(paths, configs):
         unlike = {k: v for k, v in c.items() if json.dumps(v) != usual.get(k)}
         groups.setdefault(json.dumps(unlike), []).append(path)
-    shown = [*(k for k in TABLE if any(k in n for n in numbers.values())), *sorted({k for n in numbers.values() for k in n} - {*TABLE})]
+    shown = [*(k for k in TABLE if any(k in n for n in known.values())), *sorted({k for n in known.values() for k in n} - {*TABLE})]
     rows = [dict(run=re.sub(r'-\d+$', '', same[0].name), differs=json.loads(unlike), seeds=len(same),
-                 **{k: v for k in shown if (v := sum((numbers[p].get(k, []) for p in same), []))}) for unlike, same in groups.items()]
+                 **{k: v for k in shown if (v := sum((known[p].get(k, []) for p in same), []))}) for unlike, same in groups.items()]
     def cell(values):
         return (f'{np.mean(values):.3f}' + (f' ± {np.std(values, ddof=1):.3f}' if len(values) > 1 else '')) if values else ''
     lines = [['run', 'what differs', 'seeds', *shown], ['---'] * (3 + len(shown))]
     lines += [[r['run'], ', '.join(f'{k}={v}' for k, v in r['differs'].items()), str(r['seeds']), *(cell(r.get(k, [])) for k in shown)] for r in rows]
     print(*('| ' + ' | '.join(line) + ' |' for line in lines), sep='\n')
-    (Path(pattern).parent / 'table.json').write_text('[' + ',\n '.join(json.dumps(r) for r in rows) + ']\n')
+    (Path(os.path.commonpath([p.parent for p in paths])) / 'table.json').write_text('[' + ',\n '.join(json.dumps(r) for r in rows) + ']\n')
 
 # ----------------------------------------------------------------------------------------------------------------------
 
 @torch.no_grad()
 def main():
+    for k, least in dict(candidates=1, batch_size=1, n_pictures=1, write_length=1, top=1, n_labels=2, epochs=1, seed=0, learning_rate=1e-12).items():
+        if globals()[k] < least:
+            sys.exit(f'error: --{k} must be {least:g} or more')
     if table:
         return compare(table)
-    todo = dict(retrieval=retrieval, words=words, patches=patches, keywords=keywords, ground=ground, pictures=pictures, curves=curves)
-    if task in ('search', 'caption', 'paint', 'classify', 'probe'):
-        return search(*load_run(('train', 'val', 'test'))) if task == 'search' else dict(caption=caption, paint=paint, classify=classify, probe=probe)[task](open_model())
-    if unknown := set(task.split(',')) - set(todo):
-        sys.exit(f"error: no task is called {', '.join(unknown)}; there are {', '.join(todo)}, search, caption, paint, classify, probe")
+    judge = dict(retrieval=retrieval, words=words, patches=patches, keywords=keywords, ground=ground, pictures=pictures, curves=curves)
+    alone = dict(search=search, caption=caption, paint=paint, classify=classify, probe=probe)
+    if task in alone:
+        return search(*load_run(('train', 'val', 'test'))) if task == 'search' else alone[task](open_model())
+    if unknown := set(task.split(',')) - set(judge):
+        sys.exit(f"error: no task is called {', '.join(unknown)}; there are {', '.join(judge)}, and each by itself {', '.join(alone)}")
     model, data = load_run()
     pairs = train.distinct_pairs(data, model.config, candidates)
-    other = f'-{dataset}' * bool(dataset)                              # judged on another set: results of its own
-    path, made_of = Path(run) / f'eval{other}.json', dict(checkpoint=checkpoint, split=split, dataset=train.dataset, iteration=model.iteration)
-    former = json.loads(path.read_text()) if path.exists() else {}
-    results = former if made_of.items() <= former.items() else made_of # tasks that were judged before stay
+    path = Path(run) / ('eval' + f'-{data.path.name}' * bool(dataset) + '.json')               # judged on another set: results of its own
+    made_of = dict(checkpoint=checkpoint, split=split, dataset=data.path.name, iteration=model.iteration, weights=weights_hash())
+    try:
+        results = json.loads(path.read_text())
+    except (OSError, ValueError):
+        results = {}
+    results = results if made_of.items() <= results.items() else made_of                       # tasks that were judged before stay
     for name in task.split(','):
-        found = todo[name](model, data, pairs)
+        found = results[name] = judge[name](model, data, pairs)
         print(*(f'  {k:32s}{v:.4f}' if isinstance(v, float) else f'  {k:32s}{v}' for k, v in found.items()), sep='\n', end='\n' * bool(found))
-        results |= found
-    path.write_text(json.dumps(results, indent=1))
+        path.write_text(json.dumps(results, indent=1))
     print(f'wrote {path}')
 
 if __name__ == '__main__':
     config = configure(globals())
-    main()
+    try:
+        main()
+    except OSError as e:                                               # no such file, no right to it, no room
+        sys.exit(f'error: {e}')

@@ -775,7 +775,7 @@ def load(path, device='cpu'):
         model.load_state_dict(checkpoint['model'])
     except FileNotFoundError:
         sys.exit(f'error: no checkpoint {path}; train one first: python train.py')
-    except (KeyError, TypeError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as e:
+    except (OSError, LookupError, TypeError, AttributeError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as e:
         sys.exit(f'error: {path} is not a checkpoint of this version of train.py ({type(e).__name__}: {str(e)[:200].splitlines()[:1]})')
     model.iteration = checkpoint.get('iter_num')
     return model.to(device).eval()

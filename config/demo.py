@@ -10,5 +10,5 @@ keep_hi = 1.0                # half of 16 patches would hide half of the objects
 max_iters = 600              # x 128 pairs = 10 epochs of 7,600 frames
 warmup_iters = 100
 learning_rate = 4e-3
-eval_interval = 250
+eval_interval = 200
 log_interval = 25

@@ -3,11 +3,12 @@
 #   DTYPE=bfloat16 bash runs/ablations.sh                       some 3 hours on 2 CPU cores with AVX512_BF16; Ctrl-C and again: it goes on
 #   TFLOP=80 SEEDS="0 1 2 3 4" MODEL="--n_embd=128 --n_head=4" OUT=out/ablations80 bash runs/ablations.sh
 #   bash runs/ablations.sh "mask6: --mask_rate=.6" flip         only full, these changes of it, and these presets
+#   TFLOP=64 SEEDS=0 LRS=2e-3 TASKS=1 bash runs/ablations.sh clip simla amm    then also probed, and fine-tuned on questions and pairs of pictures
 #   DATA=config/drawings.py MODEL= TRUTH= OUT=out/ablations_drawings bash runs/ablations.sh clip "no_amm: --parts=xmm_text:1,xmm_image:1"
 # Presets choose their learning rate among LRS by validation, with the first seed; changes of the full recipe take the one of full.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/env.sh"
-: "${TFLOP:=8}" "${SEEDS:=0 1 2}" "${LRS:=2e-3 8e-3}" "${MODEL=--n_embd=96 --n_head=3}" "${DTYPE:=auto}" "${DATA:=config/demo.py}" "${OUT:=out/ablations$TFLOP}"
+: "${TFLOP:=8}" "${SEEDS:=0 1 2}" "${LRS:=2e-3 8e-3}" "${MODEL=--n_embd=96 --n_head=3}" "${DTYPE:=auto}" "${DATA:=config/demo.py}" "${OUT:=out/ablations$TFLOP}" "${TASKS:=}"
 first=${SEEDS%% *}
 truth=data/scenes/videos/truth
 [ -f data/scenes/meta.json ] || { python data/scenes/prepare.py; python prepare.py data/scenes/videos --dataset=scenes --image_size=64 --patch_size=8; }
@@ -38,6 +39,13 @@ arm() { # name, flags...: the learning rate, then the other seeds
 }
 change() { # name, seeds, flags...: of the full recipe
     for seed in $2; do learn "$OUT/$1-$seed" config/full.py "${@:3}" --seed="$seed" --learning_rate="$(basename "$(readlink "$OUT/full-$first")" | cut -d- -f2-)"; done
+}
+tasks() { # folder: frozen, and fine-tuned; what was done before stays
+    [ -f "$1/probe-tasks-classes.json" ] || python eval.py --run="$1" --checkpoint=latest --task=probe --examples=data/scenes/tasks/classes
+    for it in vqa:6 nlvr2:3; do
+        [ -f "$1/classify-${it%:*}-scenes-0/result.json" ] || python eval.py --run="$1" --checkpoint=latest --task=classify --examples="data/${it%:*}/scenes" \
+            --epochs="${it#*:}" --learning_rate=4e-3 --dtype="$DTYPE"
+    done
 }
 export -f best
 
@@ -78,5 +86,14 @@ else
     change clean "$first" --parts=clean:8,xmm_text:3,xmm_image:3,amm_text:1,amm_image:1
     change basic "$first" --itm=0 --psl=0 --distill=0
     change basic_clean "$first" --itm=0 --psl=0 --distill=0 --parts=clean:8,xmm_text:3,xmm_image:3,amm_text:1,amm_image:1
+fi
+if [ -n "$TASKS" ]; then
+    [ -f data/nlvr2/scenes/test.jsonl ] || {
+        rm -rf data/scenes/tasks
+        python data/scenes/tasks.py
+        for task in vqa nlvr2; do python data/$task/prepare.py --source=data/scenes/tasks/$task --out=data/$task/scenes; done
+    }
+    learn "$OUT/nothing-$first" --tflop_budget=0 --max_iters=1 --learning_rate=0 --seed="$first" # what fine-tuning learns by itself
+    for run in "$OUT"/*-"$first"; do tasks "$run"; done
 fi
 python eval.py --table="$OUT/*-[0-9]*" | tee "$OUT/table.md"

@@ -58,14 +58,14 @@ def test_vqa_files_with_their_oddities(tmp_path):
         for n in (1, 2, 10, 524291):
             Image.new('RGB', (9, 9)).save(source / split / f'COCO_{split}_{n:012d}.jpg')
         asked = [dict(image_id=n, question_id=10 * n, question=f'Qué, is {n}?') for n in (1, 2, 10, 524291, 77)] + [dict(image_id=1, question_id=10, question='again')]
-        people = ['The  Cat.', 'two', '3,000', "it's", 'a dog!', 'no', 'No', 'NO', 'no', 'ó']
+        people = ['The  Cat.', 'two', '3,000', "it's", 'a dog!', 'T-shirt', 'dont know', '8:00 a.m.', 'U.S.', 'ó']
         told = [dict(question_id=10 * n, multiple_choice_answer='x', answers=[dict(answer=a) for a in people]) for n in (1, 10, 524291, 77)]
         (source / f'v2_OpenEnded_mscoco_{split}_questions.json').write_text(json.dumps(dict(info={}, questions=asked)))
         (source / f'v2_mscoco_{split}_annotations.json').write_text(json.dumps(dict(info={}, annotations=told)))
     done = go('data/vqa/prepare.py', f'--source={source}', f'--out={tmp_path}/out')
-    assert all(words in done.stdout for words in ('3 train, 1 val, 2 test', '2: no_answers', '2: no_picture', '2: number_came_before')), done.stderr
+    assert all(words in done.stdout for words in ('3 train, 1 val, 2 test', '2: fewer_than_4_answers', '2: no_picture', '2: number_came_before')), done.stderr
     row = rows(tmp_path / 'out/train.jsonl')[0]
-    assert row['text'] == 'Qué, is 1?' and row['answers'] == ['cat', '2', '3,000', "it's", 'dog', 'no', 'no', 'no', 'no', 'ó'] and row['id'] == 10
+    assert row['text'] == 'Qué, is 1?' and row['answers'] == ['cat', '2', '3000', "it's", 'dog', 't shirt', "don't know", '8:00 am', 'us', 'ó'] and row['id'] == 10
     done = go('data/vqa/prepare.py', f'--source={tmp_path}/absent', f'--out={tmp_path}/out')
     assert done.returncode == 1 and 'must be the folder' in done.stderr and 'Traceback' not in done.stderr
 
@@ -116,7 +116,7 @@ def test_five_captions_a_picture_zero_shot_and_fine_tuned(scenes, tasks, fine_tu
     out = build(tmp_path / 'run', itm=1.)
     done = go('eval.py', f'--run={out}', '--dataset=captions', '--task=retrieval', '--checkpoint=latest')
     assert done.returncode == 0, done.stderr
-    r = json.loads((out / 'eval-captions.json').read_text())
+    r = evaluation.numbers(out / 'eval-captions.json')
     assert r['candidates'] == meta['counts']['test']['frames'] and r['texts'] == 5 * r['candidates'] and 'any caption' in r['protocol']
     assert r['rerank_gflop_per_pair'] < .6 * r['from_pixels_gflop_per_pair'] and r['i2t_r1'] < .5
     done = go(*command(scenes, tmp_path / 'tuned', dataset='captions', max_iters=2, init_from=out / 'latest.pt'))
@@ -152,11 +152,18 @@ def test_what_answers_are_worth(tmp_path):
     (tmp_path / 'train.jsonl').write_text('\n'.join(map(json.dumps, lines)))
     row, = evaluation.read_examples(tmp_path / 'train.jsonl')
     assert row['scores'] == pytest.approx(dict(cat=.6, dog=1, cow=.3, pig=.3, hen=.3))
-    for line, words in ('{"images": ["x.png"], "text": "t"}', 'line 1'), ('nonsense', 'line 1'), ('', 'no example'), (
-            '{"images": ["x.png", "x.png", "x.png"], "text": "t", "label": "a"}', 'one or two'), ('{"images": ["x.png"], "text": 5, "label": "a"}', 'a text'):
-        (tmp_path / 'bad.jsonl').write_text(line)
+    def example(**others): return json.dumps(dict(images=['x.png'], text='t') | others)
+    for line, words in (example(), 'line 1'), ('nonsense', 'line 1'), ('', 'no example'), (example(images=['x.png'] * 3, label='a'), 'one or two'), (
+            example(text=5, label='a'), 'a text'), (example(label=None), 'a label'), (example(answers='cats'), 'four or more'), (
+            example(answers=['a']), 'four or more'), ('{"text": "\udcff"}', 'line 1'):
+        (tmp_path / 'bad.jsonl').write_text(line, errors='surrogateescape')
         with pytest.raises(SystemExit, match=words):
             evaluation.read_examples(tmp_path / 'bad.jsonl')
+    broken = bytearray((tmp_path / 'x.png').read_bytes())
+    broken[20] ^= 255                                                  # in the header: PIL raises SyntaxError or ValueError, not OSError
+    (tmp_path / 'x.png').write_bytes(broken)
+    with pytest.raises(SystemExit, match='take it out of the examples'):
+        evaluation.square(str(tmp_path / 'x.png'), 8)
 
 @pytest.fixture
 def fine_tune(scenes, tmp_path, monkeypatch):
@@ -193,8 +200,13 @@ def test_fine_tuning_learns_resumes_and_counts(tasks, fine_tune, tmp_path, monke
     assert run(tmp_path / 'again', examples=str(tasks / 'nlvr2'), epochs=3) == whole
     a, b = (torch.load(o / name / 'best.pt', weights_only=True)['net'] for o in (out, tmp_path / 'again'))
     assert all(torch.equal(a[k], b[k]) for k in a), 'to the bit'
-    with pytest.raises(SystemExit, match='was begun with other'):
+    with pytest.raises(SystemExit, match='was begun with other epochs'):
         run(out, examples=str(tasks / 'nlvr2'), epochs=5)
+    state = torch.load(out / 'latest.pt', weights_only=True)           # trained anew, as many iterations
+    state['model']['norm.weight'] *= 2
+    torch.save(state, out / 'latest.pt')
+    with pytest.raises(SystemExit, match='was begun with other weights'):
+        run(out, examples=str(tasks / 'nlvr2'), epochs=3)
     assert run(out, examples=str(tasks / 'vqa'), epochs=1, n_labels=3)['labels'] == 3
     assert run(out, examples=str(tasks / 'snli_ve'), epochs=1, only='text')['only'] == 'text'
 

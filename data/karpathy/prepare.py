@@ -27,9 +27,9 @@ def main():
     except (OSError, ValueError, KeyError, TypeError) as e:
         sys.exit(f'error: {files[0]}: {type(e).__name__}: {e}; expected {{"images": [...]}}')
     rows, skipped, seen = [], Counter(), set()
-    for image in images:
+    for image in images if isinstance(images, list) else [images]:
         try:
-            number, split = image.get('cocoid', image.get('imgid', image['filename'])), image['split'].replace('restval', 'train')
+            number, split = str(image.get('cocoid', image.get('imgid', image['filename']))), image['split'].replace('restval', 'train')
             places = [Path(source, folder, image['filename']) for folder in (image.get('filepath', ''), 'images', 'flickr30k-images')]
             texts = [' '.join(s['raw'].split()) for s in image.get('sentences', []) if s.get('raw', '').strip()]
         except (KeyError, TypeError, AttributeError) as e:
@@ -41,6 +41,8 @@ def main():
             continue
         seen.add(number)
         rows.append(dict(image=os.path.relpath(path, Path(out).parent), caption=texts, split=split))
+    if not rows:
+        sys.exit(f'error: nothing is left; left out: {dict(skipped)}; is {source} the folder with the pictures?')
     Path(out).parent.mkdir(parents=True, exist_ok=True)
     Path(out).write_text(''.join(json.dumps(row) + '\n' for row in rows), encoding='utf-8')
     counts = Counter(row['split'] for row in rows)

@@ -16,13 +16,12 @@ source = ''
 out = 'data/nlvr2/nlvr2'
 
 def main():
-    skipped, counts = Counter(), {}
-    Path(out).mkdir(parents=True, exist_ok=True)
+    skipped, found = Counter(), {}
     for split, name in ('train', 'train'), ('val', 'dev'), ('test', 'test1'):
         rows = []
         try:
-            lines = Path(source, f'{name}.json').read_text(encoding='utf-8').splitlines()
-            for row in map(json.loads, lines):
+            lines = Path(source, f'{name}.json').read_text(encoding='utf-8').split('\n')
+            for row in (json.loads(line) for line in lines if line.strip()):
                 folder = Path(source, 'images', name, *([str(row['directory'])] if 'directory' in row else []))
                 images = [folder / f"{row['identifier'].rsplit('-', 1)[0]}-img{k}.png" for k in range(2)]
                 cause = 'no_picture' if not all(p.exists() for p in images) else 'no_label' if str(row.get('label')).lower() not in ('true', 'false') else ''
@@ -30,11 +29,15 @@ def main():
                     skipped[cause] += 1
                 else:
                     rows.append(dict(id=row['identifier'], images=[os.path.relpath(p, out) for p in images], text=row['sentence'], label=str(row['label']).lower()))
-        except (OSError, ValueError, KeyError) as e:
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as e:
             sys.exit(f'error: {name}.json: {type(e).__name__}: {e}; --source must be the folder with the files of NLVR2')
+        found[split] = rows
+    if not all(found.values()):
+        sys.exit(f'error: nothing is left for {min(found, key=lambda k: len(found[k]))}; left out: {dict(skipped)}; is {source} the folder with the pictures?')
+    Path(out).mkdir(parents=True, exist_ok=True)
+    for split, rows in found.items():
         Path(out, f'{split}.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows), encoding='utf-8')
-        counts[split] = len(rows)
-    print(f'{out}: ' + ', '.join(f'{n} {k}' for k, n in counts.items()) + ''.join(f'; left out {n}: {k}' for k, n in skipped.items()))
+    print(f'{out}: ' + ', '.join(f'{len(v)} {k}' for k, v in found.items()) + ''.join(f'; left out {n}: {k}' for k, n in skipped.items()))
 
 if __name__ == '__main__':
     config = configure(globals())

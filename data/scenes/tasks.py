@@ -93,9 +93,13 @@ def main():
     if not Path(dataset, 'videos.jsonl').exists() or not Path(videos, 'truth').exists():
         sys.exit(f'error: {videos}/truth or {dataset}/videos.jsonl is absent; make them: python data/scenes/prepare.py; '
                  'python prepare.py data/scenes/videos --dataset=scenes --image_size=64 --patch_size=8')
+    if per_picture < 1 or train_videos < 1:
+        sys.exit('error: --per_picture and --train_videos must be 1 or more')
     if Path(out).exists():
         sys.exit(f'error: {out} exists; remove it, or take another --out')                     # or pictures of another set would stay in it
     rows = [json.loads(line) for line in open(Path(dataset, 'videos.jsonl'), encoding='utf-8')]
+    if lost := [r['title'] for r in rows if r['status'] == 'ok' and not Path(videos, 'truth', f"{r['title']}.json").exists()]:
+        sys.exit(f'error: {dataset} is not made of {videos}: there is no {videos}/truth/{lost[0]}.json')
     truth = {r['title']: json.loads(Path(videos, 'truth', f"{r['title']}.json").read_text()) for r in rows if r['status'] == 'ok'}
     held = {r['title']: r['split'] != 'train' for r in rows if r['status'] == 'ok'}
     train = set(sorted(k for k in truth if not held[k])[:train_videos])

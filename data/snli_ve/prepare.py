@@ -17,24 +17,27 @@ source = ''
 out = 'data/snli_ve/snli_ve'
 
 def main():
-    skipped, counts = Counter(), {}
-    Path(out).mkdir(parents=True, exist_ok=True)
+    skipped, found = Counter(), {}
     for split, name in ('train', 'train'), ('val', 'dev'), ('test', 'test'):
         rows = []
         try:
-            for i, line in enumerate(Path(source, f'snli_ve_{name}.jsonl').read_text(encoding='utf-8').splitlines()):
-                row = json.loads(line)
+            lines = Path(source, f'snli_ve_{name}.jsonl').read_text(encoding='utf-8').split('\n')
+            for i, row in enumerate(json.loads(line) for line in lines if line.strip()):
                 image = Path(source, 'flickr30k_images', f"{row['Flickr30K_ID']}.jpg")
                 cause = 'no_label' if row['gold_label'] not in ('entailment', 'neutral', 'contradiction') else '' if image.exists() else 'no_picture'
                 if cause:
                     skipped[cause] += 1
                 else:
                     rows.append(dict(id=row.get('pairID', i), images=[os.path.relpath(image, out)], text=row['sentence2'], label=row['gold_label']))
-        except (OSError, ValueError, KeyError) as e:
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as e:
             sys.exit(f'error: snli_ve_{name}.jsonl: {type(e).__name__}: {e}; --source must be the folder with the files of SNLI-VE')
+        found[split] = rows
+    if not all(found.values()):
+        sys.exit(f'error: nothing is left for {min(found, key=lambda k: len(found[k]))}; left out: {dict(skipped)}; is {source} the folder with the pictures?')
+    Path(out).mkdir(parents=True, exist_ok=True)
+    for split, rows in found.items():
         Path(out, f'{split}.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows), encoding='utf-8')
-        counts[split] = len(rows)
-    print(f'{out}: ' + ', '.join(f'{n} {k}' for k, n in counts.items()) + ''.join(f'; left out {n}: {k}' for k, n in skipped.items()))
+    print(f'{out}: ' + ', '.join(f'{len(v)} {k}' for k, v in found.items()) + ''.join(f'; left out {n}: {k}' for k, n in skipped.items()))
 
 if __name__ == '__main__':
     config = configure(globals())
