@@ -56,7 +56,7 @@ def evaluate(value):
     """A Python literal in a string as its value; anything else as it is."""
     try:
         return ast.literal_eval(value) if isinstance(value, str) else value
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
         return value
 
 def read_file(path, current):
@@ -66,7 +66,9 @@ def read_file(path, current):
             with open(path, encoding='utf-8') as f:
                 return {k: v for k, v in json.load(f).items() if k[0] != '_'}
         after = runpy.run_path(path, init_globals=dict(current))
-        return {k: v for k, v in after.items() if k[0] != '_' and (k not in current or v is not current[k])}
+        with open(path, encoding='utf-8') as f:                        # set, even if to what it was
+            named = {n.id for n in ast.walk(ast.parse(f.read())) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+        return {k: v for k, v in after.items() if k[0] != '_' and (k in named or k not in current or v is not current[k])}
     except FileNotFoundError as e:
         raise ConfigError(f'config file {e.filename} not found') from None
     except Exception as e:

@@ -14,6 +14,7 @@ Shapes: B samples, T text tokens (1 + T with [CLS]), N patches of P values, K of
 pad is 1 where there is no token.
 """
 import copy, functools, math, pickle, sys
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import NamedTuple
 import numpy as np
@@ -59,7 +60,7 @@ class VLConfig:
     queue_size: int = 0            # teacher embeddings of earlier batches as further ITC negatives (ALBEF: 65536)
     psl_variant: str = 'content_words'   # or simla, as published
     n_keywords: int = 0            # content words of the vocabulary: what psl chooses from
-    distill: float = 0.            # share of the teacher's soft targets in mlm, itc and psl (ALBEF, SIMLA: .4),
+    distill: float = 0.            # share of the teacher's soft targets in mlm, itc and simla's psl (ALBEF, SIMLA: .4),
     distill_iters: int = 1000      # reached after so many steps
     teacher_momentum: float = .995
 
@@ -67,10 +68,14 @@ class VLConfig:
         self.plan = {}
         try:
             self.plan = {name: int(n) for name, n in (p.split(':') for p in self.parts.split(',')) if int(n)}
-            unknown = set(self.plan) - set(PARTS)
+            unknown = set(self.plan) - set(PARTS) or not self.plan or min(self.plan.values()) < 0
         except ValueError:
             unknown = {self.parts}
         joint = [p for p in PARTS if p in self.plan and p not in ('clean', 'image_only', 'text_only')] if not unknown else []
+        sizes = dict(image_size=1, patch_size=1, text_len=1, vocab_size=1, n_layer=1, n_head=1, n_embd=1, predictor_n_layer=1, proj_dim=1, queue_size=0, distill_iters=1)
+        for name in sizes:
+            if getattr(self, name) < sizes[name]:
+                raise ValueError(f'{name}={getattr(self, name)} must be {sizes[name]} or more')
         for wrong, message in (
                 (unknown, f"parts={self.parts!r}: expected name:count,... with names out of {', '.join(PARTS)}"),
                 (self.image_size % self.patch_size, f'image_size={self.image_size} is not a multiple of patch_size={self.patch_size}'),
@@ -429,7 +434,8 @@ class VLModel(nn.Module):
         if c.has('mim') and {'xmm_image', 'joint', 'amm_image', 'image_only'} & set(s.at):
             losses |= self.mim_loss(text, picture, pad, s.keep, s.x)
         if s.contrast:
-            losses['itc'] = self.itc_loss(*z, torch.cat([ids[:, s.at[p]] for p in s.contrast], 1), taught_z if c.distill or c.queue_size else None)
+            with nullcontext() if z[0].is_meta else torch.autocast(z[0].device.type, enabled=False):             # bfloat16 is too coarse for logits up to 100
+                losses['itc'] = self.itc_loss(*z, torch.cat([ids[:, s.at[p]] for p in s.contrast], 1), taught_z if c.distill or c.queue_size else None)
         if s.match:
             losses['itm'] = self.itm_loss(text['match'], text['mismatch'], possible)
         if s.salient:
@@ -623,7 +629,7 @@ class VLModel(nn.Module):
             votes = votes.masked_fill(pad[:, None], 0.)
             chosen = torch.zeros_like(votes).scatter(2, votes.topk(min(4, T), 2).indices, 1.).sum(1).masked_fill(pad, -1)
             chosen, at = chosen.topk(min(5, T), 1)
-            target = image.new_zeros(len(image), c.vocab_size).scatter(1, tokens.gather(1, at), (chosen > 0).to(image.dtype))
+            target = image.new_zeros(len(image), c.vocab_size).scatter_reduce(1, tokens.gather(1, at), (chosen > 0).to(image.dtype), 'amax')  # said twice: once
             z, z_taught = (F.normalize(m.image_proj(x).float(), dim=-1) for m, x in ((self, image), (self.teacher, taught)))
             with torch.no_grad():
                 target = (1 - self.alpha) * target + self.alpha * self.teacher.keyword_head(z_taught).float().sigmoid()
@@ -825,7 +831,7 @@ def load_former(model, theirs):
     mine, V = [i for i, t in enumerate(model.vocab.tolist()) if t in at], len(model.vocab)
     its = [at[t] for t in model.vocab.tolist() if t in at]
     for name, value in theirs.items():
-        if name.startswith('keyword_head.1') and theirs['vocab'].tolist() != model.vocab.tolist():
+        if name.startswith('keyword_head.1') and (theirs['vocab'].tolist(), theirs['keyword'].tolist()) != (model.vocab.tolist(), model.keyword.tolist()):
             continue                                                   # its classes are other words
         if name.startswith(('teacher.', 'queue')) or name in ('vocab', 'word_start', 'keyword', 'pixel_mean', 'pixel_std', 'alpha') or name not in own:
             continue
@@ -872,16 +878,22 @@ def cost(c, B=16):
     return counter.get_total_flops() / B / 1e9, kept / B / 1e6
 
 if __name__ == '__main__':
-    from configurator import ConfigError, parse
+    from configurator import ConfigError, knobs, parse
     reference = dict(image_size=256, full_size=256, vocab_size=30000, itm=1., psl=1., n_keywords=4000, distill=.4)
     try:
-        c = parse(asdict(VLConfig()) | reference, sys.argv[1:])[0]
-        spent, off = 0., {o: 0. for o in ('mlm', 'mim', 'itc', 'itm', 'psl', 'distill') if c[o]}
+        import train                                                   # presets also set its knobs
+        c = {k: v for k, v in parse({k: vars(train)[k] for k in knobs(vars(train))} | asdict(VLConfig()) | reference, sys.argv[1:])[0].items() if k in asdict(VLConfig())}
+        VLConfig(**c)
+        spent, names, off = 0., [], {o: 0. for o in ('mlm', 'mim', 'itc', 'itm', 'psl', 'distill') if c[o]}
         for name in list(off):
             off.pop(name)
-            total, kept = cost(VLConfig(**c | off))
-            print(f'{total - spent:8.1f} GFLOP per pair for {name}' if spent else f'{total:8.1f} GFLOP per pair for {name} alone')
-            spent = total
+            names.append(name)
+            try:
+                total, kept = cost(VLConfig(**c | off))
+            except ValueError:                                         # nothing without the next one
+                continue
+            print(f"{total - spent:8.1f} GFLOP per pair for {' and '.join(names)}" + ' alone' * (not spent))
+            spent, names = total, []
         print(f'{spent:8.1f} GFLOP per pair in all; {kept:.0f} MB of activations per pair are kept for the backward pass in float32, half of it in bfloat16')
     except (ValueError, ConfigError) as e:
         sys.exit(f'error: {e}')

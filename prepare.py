@@ -101,20 +101,22 @@ def find_items(inputs, pairs, cfg, known, online=True):
     """-> (items, refused): items are dicts with a canonical key (a site's id, or a hash of the content: not the name), refused are rows for
     videos.jsonl. `known`: the items of former runs; an input from the network that they stem from is not asked again, none if not `online`."""
     paths, items, refused, asked = [], {}, [], {i.get('asked') for i in known}
-    def expand(name, folder=Path()):
+    def expand(name, folder=Path(), within=()):
         path = folder / name
-        if REMOTE.match(name):
-            paths.append(name.split('#')[0])
+        if len(os.fsencode(path.name)) > 255 and not REMOTE.match(name):
+            paths.append(Path(name[:200] + '...'))                     # no file can be called so
+        elif REMOTE.match(name):
+            paths.append(re.sub(r'(?<=.)#(?!!).*', '', name) if name.startswith('http') else name)    # the place in a page, not C# in a search
         elif path.is_dir():
             paths.extend(sorted(p for p in path.rglob('*') if p.is_file() and p.suffix.lower() not in SIDECARS and (
                 cfg['all_files'] or p.suffix.lower() in EXTENSIONS)))
         elif path.suffix.lower() == '.txt' and path.is_file():
-            for line in path.read_text(encoding='utf-8-sig').splitlines():
-                if line.strip() and not line.startswith('#'):
-                    expand(line.strip(), path.parent)
+            for line in path.read_text(encoding='utf-8-sig', errors='replace').splitlines() if path.resolve() not in within else ():
+                if line.strip('\0 \t') and not line.startswith('#'):
+                    expand(line.replace('\0', '').strip(), path.parent, (*within, path.resolve()))
         elif path.suffix.lower() == '.jsonl' and path.is_file():
             rows = read_rows(path)
-            if not all(isinstance(i, dict) and {'key', 'source', 'title', 'url'} <= set(i) for i in rows):
+            if not all(isinstance(i, dict) and all(isinstance(i.get(k), str) for k in ('key', 'source', 'title', 'url')) and ':' in i['key'] for i in rows):
                 sys.exit(f'error: {path} is no items.jsonl of prepare.py; an image-caption list is given by --pairs={path}')
             items.update((i['key'], i) for i in rows)
         else:
@@ -134,17 +136,21 @@ def find_items(inputs, pairs, cfg, known, online=True):
         elif path.stat().st_size == 0:
             refused.append(row | dict(cause='empty', message=f'{path}: 0 bytes'))
         else:
-            item = row | dict(key=content_key(path), bytes=path.stat().st_size, sidecar=sidecar(path))
+            try:
+                item = row | dict(key=content_key(path), bytes=path.stat().st_size, sidecar=sidecar(path))
+            except OSError as e:
+                refused.append(row | dict(cause='unreadable', message=f'{path}: {e.strerror}'))
+                continue
             if items.setdefault(item['key'], item) is not item:
                 refused.append(row | dict(cause='duplicate', message=f"{path}: the same file as {items[item['key']]['source']}"))
     for n, pair in enumerate(read_rows(pairs) if pairs else ()):
         image, caption = (pair.get('image'), pair.get('caption')) if isinstance(pair, dict) else (None, None)
-        texts = [c for c in ([caption] if isinstance(caption, str) else caption or []) if isinstance(c, str) and c.strip()]
-        path = Path(pairs).parent / str(image)
+        texts = [c for c in ([caption] if isinstance(caption, str) else caption if isinstance(caption, list) else []) if isinstance(c, str) and c.strip()]
+        path = Path(pairs).parent / str(image)[-255:]
         row = dict(key=f'pair:{n}', source=str(path), title=path.stem, url='')
         wrong_split = isinstance(pair, dict) and pair.get('split') not in (None, 'train', 'val', 'test')
-        if not image or not texts or wrong_split or not path.is_file():
-            cause = 'bad_row' if not image or wrong_split else 'no_text' if not texts else 'not_found'
+        if not isinstance(image, str) or not texts or wrong_split or not path.is_file():
+            cause = 'bad_row' if not isinstance(image, str) or wrong_split else 'no_text' if not texts else 'not_found'
             refused.append(row | dict(cause=cause, message=f'{pairs}, entry {n}: ' + dict(not_found=f'{path}: no such file').get(
                 cause, 'needs {"image": path, "caption": text or [texts]}, and if there is a "split", train, val or test')))
             continue
@@ -606,7 +612,7 @@ def failed(root, row, cause, message):
     row = row | dict(status='failed', cause=cause, message=message)
     path = shard_path(root / 'shards', row['key'], '.err.json')
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(row))
+    write_whole(path, json.dumps(row).encode())
     return row
 
 def extract_video(item, cfg, count, spent, out):
@@ -751,7 +757,8 @@ def process_all(items, cfg, workers, bar):
 # finalise: all shards -> the arrays; deterministic, meta.json last
 
 def split_of(keys, val_fraction, test_fraction):
-    """{key: split} by a hash of each key: nobody moves when a video is added. A small set lends val and test one video each, but never its last."""
+    """{key: split} by a hash of each key: nobody moves when a video is added, but from val and test to train as a set reaches 2,000, of which smaller shares do.
+    A small set lends val and test one video each, but never its last."""
     share = {k: int(hashlib.sha256(k.encode()).hexdigest()[:8], 16) / 2 ** 32 for k in sorted(keys)}
     split = {k: 'test' if u < test_fraction else 'val' if u < test_fraction + val_fraction else 'train' for k, u in share.items()}
     if split and 'train' not in split.values():
@@ -819,6 +826,13 @@ def marks(index):
     grams ^= grams >> np.uint64(29)
     return {h.tobytes() for h in index['hashes']}, {int(g) for g in grams if g % 8 == 0}
 
+def finished(root):
+    """What stands in a finished set -> meta, rows of videos.jsonl; both empty if it is not finished, or damaged."""
+    try:
+        return json.loads((root / 'meta.json').read_text()), [json.loads(line) for line in open(root / 'videos.jsonl', encoding='utf-8')]
+    except (OSError, ValueError):
+        return {}, []
+
 def finalise(root, items, refused, cfg):
     """Join the shards of all items -> (meta, rows). The same shards give the same bytes, in whatever order they were made; one is in memory at a time."""
     rows, paths, pictures, texts = {r['key']: r | dict(status='failed', counts={}) for r in refused}, {}, {}, {}
@@ -826,7 +840,11 @@ def finalise(root, items, refused, cfg):
         key, path = item['key'], shard_path(root / 'shards', item['key'])
         rows[key] = item | dict(status='pending', cause='pending', message='not asked for yet', counts={})
         if path.exists():
-            index, paths[key] = read_shard(path)[0], path
+            try:
+                index, paths[key] = read_shard(path)[0], path
+            except (OSError, ValueError, KeyError) as e:
+                path.unlink()
+                sys.exit(f'error: {path} was damaged ({e}) and is removed; run the same command again to make it anew')
             rows[key], (pictures[key], texts[key]) = index['row'], marks(index)
         elif (error := path.with_suffix('.err.json')).exists():
             rows[key] = json.loads(error.read_text())
@@ -841,8 +859,12 @@ def finalise(root, items, refused, cfg):
                 special_ids={'<|endoftext|>': EOT}, split_rule=f"sha256 of the key, by video: val {fractions[0]:g}, test {fractions[1]:g}; re-uploads together"
                 + '; or as the list says' * bool(given),
                 config={k: cfg[k] for k in EXTRACTION}, keys_sha256=hashlib.sha256(json.dumps([sorted(split.items()), sorted(rows)]).encode()).hexdigest())
-    if (root / 'meta.json').exists() and (old := json.loads((root / 'meta.json').read_text())).items() >= meta.items():
+    old, listed = finished(root)
+    if old.items() >= meta.items() and all((root / n).exists() and (root / n).stat().st_size == about['bytes'] for n, about in old['arrays'].items()):
         return old, rows
+    if lost := [r['key'] for r in listed if r['status'] == 'ok' and r['key'] in rows and r['key'] not in paths]:
+        sys.exit(f'error: {len(lost)} videos of the finished set have no shard any more, so it cannot be joined anew without them; it stays as it is. '
+                 'Prepare a further set beside it and train on both (--dataset=a,b), or make them again: delete meta.json and run the same command')
     (root / 'meta.json').unlink(missing_ok=True)
     meta |= dict(hours=0.0, counts={}, arrays={}, reuploads=sum(k != g for k, g in group.items()))
     pixels, n_pixels, files = np.zeros((2, 3), object), 0, []          # Python integers: exact
@@ -1018,7 +1040,7 @@ def may_pass(root, item):
 
 def take_down(root, items):
     """--exclude: items, shards, words and media of these go, and the keys are remembered -> the items that stay."""
-    listed = [line.strip() for name in exclude for line in (Path(name).read_text(encoding='utf-8').splitlines() if name.endswith('.txt') else [name])]
+    listed = [line.strip() for name in exclude for line in (Path(name).read_text(encoding='utf-8', errors='replace').splitlines() if name.endswith('.txt') else [name])]
     memory = root / 'excluded.txt'
     gone = {line for line in listed + (memory.read_text().splitlines() if memory.exists() else []) if line}
     out = [i for i in items if gone & {i['key'], i['key'].split(':', 1)[1], i['url'], i['source']} - {''}]
@@ -1037,14 +1059,25 @@ def take_down(root, items):
 def main():
     root = Path(data_dir) / dataset
     if check:
-        found = problems(root)
-        print('\n'.join(found) or f'{root}: all is as it should be')
+        try:
+            found = problems(root)
+        except (LookupError, TypeError, AttributeError, OSError, ValueError) as e:
+            found = [f'meta.json or videos.jsonl is damaged ({type(e).__name__}: {e})']
+        print('\n'.join([*found, 'to join the shards anew, delete meta.json and run prepare.py on it again'] * bool(found)) or f'{root}: all is as it should be')
         sys.exit(bool(found))
     if preview:
         if not (root / 'meta.json').exists():
             sys.exit(f'error: {root} is not complete; run prepare.py on it first')
         return write_preview(root)
-    if image_size % patch_size or not 16 <= image_size <= 1024:
+    begun, old = root / 'shards' / 'config.json', {}
+    try:
+        old = json.loads(begun.read_text()) if not overwrite else {}
+    except (OSError, ValueError):                                      # not begun
+        pass
+    for k in EXTRACTION:                                               # what is not given now is as it was when the set was begun
+        if k in old and k not in config['_source']:
+            config[k] = globals()[k] = old[k]
+    if patch_size < 1 or image_size % patch_size or not 16 <= image_size <= 1024:
         sys.exit(f'error: image_size={image_size} must be a multiple of patch_size={patch_size}, from 16 to 1024')
     cfg = {k: v for k, v in config.items() if k != '_source'} | dict(root=root)
     rank, world = (int(os.environ.get(a, os.environ.get(b, d))) for a, b, d in (
@@ -1057,20 +1090,23 @@ def main():
         print(*(f"{r['cause']}: {r['message']}" for r in refused), sep='\n')
         sys.exit('error: no videos found; name files, folders or .txt lists of them: python prepare.py talks/ --dataset=talks')
     cores = os.cpu_count() or 1
+    if workers is not None and workers < 0:
+        sys.exit(f'error: --workers={workers} must be 0 or more')
     cfg['workers'] = workers or cores
     if dry_run:
         return estimate(items, cfg)
+    if overwrite and world > 1:
+        sys.exit('error: --overwrite by many ranks would delete what the others made; run it once alone with --resolve, then the ranks without it')
     try:
         if overwrite and root.exists():
             (root / 'meta.json').unlink(missing_ok=True)
             shutil.rmtree(root / 'shards', ignore_errors=True)
         (root / 'shards').mkdir(parents=True, exist_ok=True)
         extraction = {k: cfg[k] for k in EXTRACTION}
-        before = root / 'shards' / 'config.json'
-        old = json.loads(before.read_text()) if before.exists() else extraction
-        if differs := [f'{k} was {old.get(k)!r}, now {v!r}' for k, v in extraction.items() if old.get(k) != v]:
+        if differs := [f'{k} was {old.get(k)!r}, now {v!r}' for k, v in extraction.items() if old.get(k, v) != v]:
             sys.exit(f"error: {root} was begun with other settings: {'; '.join(differs)}. Take another --dataset, or --overwrite")
-        before.write_text(json.dumps(extraction))
+        if not old:
+            write_whole(begun, json.dumps(extraction).encode())
         items = take_down(root, items)
         if rank == 0:
             write_whole(known, ''.join(json.dumps(i) + '\n' for i in sorted(items, key=lambda i: i['key'])).encode())
@@ -1094,7 +1130,7 @@ def main():
             rows, told_to_stop = process_all(todo, cfg, cfg['workers'], bar)
         seconds = time.monotonic() - began
         if world > 1:
-            return print(f'rank {rank} of {world}: done. When all are: python prepare.py --dataset={dataset} joins the shards')
+            return print(f'rank {rank} of {world}: done. When all are, this command without ranks joins the shards; the videos need not be named again')
         print('joining the shards')
         meta, all_rows = finalise(root, items, refused, cfg)
     except KeyboardInterrupt:
@@ -1112,7 +1148,8 @@ def main():
         sys.exit(75)
     if not meta['counts']['train']['videos']:
         sys.exit('error: nothing to train on: no video gave frames and words (the causes are above)')
-    print(f'{root}: ready. Next: python train.py --dataset={dataset}')
+    window = image_size - image_size // 5 // patch_size * patch_size   # a fifth less, to cut windows from
+    print(f'{root}: ready. Next: python train.py --dataset={dataset} --data_dir={data_dir} --image_size={window} --patch_size={patch_size}')
 
 if __name__ == '__main__':
     config = configure(globals(), positional='videos')

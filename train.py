@@ -8,12 +8,13 @@ Ctrl-C or a crash, then the same command: the run goes on from out_dir/latest.pt
 nothing random has a state: the order of the samples, their windows and their masks are a pure function of (seed, iteration, position).
 B samples, G x G stored patches per frame of which the model sees a window, T text tokens, N patches.
 """
-import functools, json, math, mmap, os, resource, signal, subprocess, sys, time, types, uuid, warnings
+import functools, json, math, mmap, os, resource, shutil, signal, subprocess, sys, time, types, uuid, warnings
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import asdict, fields
 from pathlib import Path
+from typing import Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -82,7 +83,7 @@ grad_clip = 1.0
 # system
 seed = 0
 device = 'auto'                  # cuda, mps, cpu
-dtype = 'auto'                   # float32, bfloat16, float16; auto: bfloat16 on CUDA, float32 elsewhere
+dtype: Literal['auto', 'float32', 'bfloat16', 'float16'] = 'auto'        # auto: bfloat16 on CUDA, float32 elsewhere
 compile: bool | None = None      # None: on CUDA only
 recompute = False                # activations of the blocks again in the backward pass: less memory, a third more time
 prefetch = 3                     # batches read ahead
@@ -97,13 +98,17 @@ def open_split(path, split):
     if not (path / 'meta.json').exists():
         fix = 'bash runs/demo.sh' if path.name == 'scenes' else f'python prepare.py <videos> --dataset={path.name}'
         sys.exit(f'error: {path}/meta.json not found: the set is absent or unfinished; make it: {fix}')
-    meta = json.loads((path / 'meta.json').read_text())
+    again = f'python prepare.py --dataset={path.name} --data_dir={path.parent}'
+    try:
+        meta = json.loads((path / 'meta.json').read_text())
+    except ValueError as e:
+        sys.exit(f'error: {path}/meta.json is damaged ({e}); make it again from the shards: {again}')
     if meta['format'] != 1:
         sys.exit(f"error: {path} has format {meta['format']}, this code reads 1; prepare it again")
     for name, about in meta['arrays'].items():
         have = (path / name).stat().st_size if (path / name).exists() else 0
         if have != about['bytes']:
-            sys.exit(f"error: {path / name} has {have} bytes, meta.json says {about['bytes']}; run prepare.py --dataset={path.name} again")
+            sys.exit(f"error: {path / name} has {have} bytes, meta.json says {about['bytes']}; join the shards again: {again}")
     n, grid = meta['counts'][split], (meta['image_size'] // meta['patch_size']) ** 2
     def array(name, dtype, *shape):
         return np.memmap(path / f'{split}_{name}.bin', dtype, 'r', shape=shape) if math.prod(shape) else np.zeros(shape, dtype)
@@ -176,10 +181,12 @@ def epoch_order(data, epoch):
 
 def sample_ids(data, first, count):
     """Positions [first, first + count) of the endless stream of epochs -> frame ids."""
+    if not count:                                                      # a rank's share may have no place for a small set
+        return np.zeros(0, np.int64)
     epochs = range(first // len(data.usable), (first + count - 1) // len(data.usable) + 1)
     for epoch in set(epochs) - set(data.orders):
         data.orders = {e: o for e, o in data.orders.items() if e >= epochs[0] - 1} | {epoch: epoch_order(data, epoch)}
-    stream = np.concatenate([data.orders[e] for e in epochs]) if count else np.zeros(0, np.int64)
+    stream = np.concatenate([data.orders[e] for e in epochs])
     return stream[first - epochs[0] * len(data.usable):][:count]
 
 def draw_noise(key, it, first, count, n):
@@ -195,13 +202,14 @@ def get_batch(sets, c, it, first, count, total, training=True):
     -> raw (B, G * G, p * p * 3) uint8, offset (B, 2), tokens, pad (B, T), video, ids (B,), noise_image (B, N), noise_text (B, T), noise_rate (B,),
     noise_itm (B, B) if c has itm, else (B, 0)"""
     T, N, meta = c.text_len, c.n_patches, sets[0].meta
-    noise_image, noise_text, u, noise_itm = np.split(draw_noise(sets[0].seed, it, first, count, N + T + 6 + count * c.has('itm')), [N, N + T, N + T + 6], 1)
+    noise_image, noise_text, u = np.split(draw_noise(sets[0].seed, it, first, count, N + T + 6), [N, N + T], 1)
+    noise_itm = draw_noise(sets[0].seed + 2 ** 32, it, first, count, count * c.has('itm'))     # apart: its width is the rank's batch
     free = (meta['image_size'] - c.image_size) // meta['patch_size'] + 1                       # places for the window, per side
     batch = dict(raw=torch.empty((count, *sets[0].patches.shape[1:]), dtype=torch.uint8, pin_memory=torch.cuda.is_available()),
                  tokens=np.empty((count, T), np.int64), pad=np.empty((count, T), bool), video=np.empty(count, np.int64), ids=np.empty(count, np.int64),
                  noise_image=noise_image, noise_text=noise_text, noise_rate=u[:, 5], noise_itm=noise_itm,
                  offset=(u[:, 3:5] * free).astype(np.int64) if training else np.full((count, 2), (free - 1) // 2))
-    which = mixture(len(sets), total)
+    which = mixture([data.weight for data in sets], total)
     for d, data in enumerate(sets):
         mine = which == d
         at = np.flatnonzero(mine[first:first + count])
@@ -223,12 +231,11 @@ def read_rows(data, ids, out):
             data.patches._mmap.madvise(mmap.MADV_WILLNEED, i * row // page * page, row + page)
     np.take(data.patches.view(np.ndarray), ids, axis=0, out=out, mode='clip')                  # clip: or numpy copies twice
 
-def mixture(n_sets, total):
-    """Which data set each position of a global batch belongs to (total,): by dataset_weights, evenly interleaved."""
-    weights = np.array(dataset_weights or [1.] * n_sets)
-    counts = np.diff(np.round(np.cumsum([0, *weights]) / weights.sum() * total).astype(int))
+def mixture(weights, total):
+    """Which data set each position of a global batch belongs to (total,): by their weights, evenly interleaved."""
+    counts = np.diff(np.round(np.cumsum([0, *weights]) / np.sum(weights) * total).astype(int))
     place = np.concatenate([(np.arange(n) + .5) / max(n, 1) for n in counts])
-    return np.repeat(np.arange(n_sets), counts)[np.argsort(place, kind='stable')]
+    return np.repeat(np.arange(len(weights)), counts)[np.argsort(place, kind='stable')]
 
 def to_device(batch, meta, c, device):
     """Host batch -> model.forward's batch: bytes over the bus, window and regrouping on the device."""
@@ -240,6 +247,8 @@ EVAL_SEED = 2 ** 32 - 1                                                # the sam
 def open_sets(split, c, vocab, encoding):
     """The data sets of one split, each with its usable frames: those with words to go with them."""
     sets = [open_split(Path(data_dir) / name, split) for name in dataset.split(',')]
+    if dataset_weights and (len(dataset_weights) != len(sets) or min(dataset_weights) < 0 or not sum(dataset_weights)):
+        sys.exit(f'error: --dataset_weights={dataset_weights}: expected a share of 0 or more for each of {dataset}')
     for data in sets:
         G, p = data.meta['image_size'], data.meta['patch_size']
         if c.patch_size % p or c.image_size % p or c.image_size > G or (G, p) != (c.full_size, sets[0].meta['patch_size']):
@@ -252,7 +261,9 @@ def open_sets(split, c, vocab, encoding):
             data.usable = data.usable[np.linspace(0, len(data.usable) - 1, overfit).astype(int)]
         data.lookup, data.encoding, data.orders = compact_lookup(vocab), encoding, {}
         data.seed = seed if split == 'train' else EVAL_SEED
-    return [data for data in sets if len(data.usable)]
+    for data, weight in zip(sets, dataset_weights or [1.] * len(sets)):
+        data.weight = weight
+    return [data for data in sets if len(data.usable) and data.weight]
 
 def build_vocab():
     """-> vocab (V,) GPT-2 ids: the tokens of the training sets and the 256 bytes, or all; word_start (V + 2,) bool; the encoding."""
@@ -333,7 +344,7 @@ def validate(model, sets, c, device, autocast):
     model.eval()
     rank, world = int(os.environ.get('RANK', 0)), int(os.environ.get('WORLD_SIZE', 1))
     rows = []
-    for it in range(rank, max(eval_iters, world), world):
+    for it in range(rank, -(-eval_iters // world) * world, world):     # as many on each rank: they meet in the contrast
         batch = to_device(get_batch(sets, c, it, 0, batch_size, batch_size, training=False), sets[0].meta, c, device)
         with autocast():
             loss, losses = model(batch)
@@ -410,7 +421,7 @@ def snapshot(x):
     return [snapshot(v) for v in x] if isinstance(x, list) else x.detach().to('cpu', copy=True) if torch.is_tensor(x) else x
 
 def save_checkpoint(path, **state):
-    """Whole or not at all: written beside, flushed, renamed. A full disk costs this checkpoint, not the former one and not the run."""
+    """Whole or not at all: written beside, flushed, renamed -> whether it was. A full disk costs this checkpoint, not the former one and not the run."""
     part = Path(f'{path}.part{os.getpid()}')
     try:
         with open(part, 'wb') as f:
@@ -418,9 +429,11 @@ def save_checkpoint(path, **state):
             f.flush()
             os.fsync(f.fileno())
         os.replace(part, path)
+        return True
     except (OSError, RuntimeError) as e:                               # torch reports a short write as RuntimeError
         part.unlink(missing_ok=True)
         print(f'warning: checkpoint {path} not written ({e}); the former one stays')
+        return False
 
 def load_checkpoint(path):
     """-> the checkpoint to go on from. Its architecture is taken over; a setting of a file or flag that contradicts it is an error."""
@@ -480,10 +493,17 @@ def meet(backend):
 # ----------------------------------------------------------------------------------------------------------------------
 
 def main():
+    for k, least in dict(log_interval=1, eval_iters=1, prefetch=1, gradient_accumulation_steps=1, batch_size=1, seed=0, overfit=0).items():
+        if globals()[k] < least:
+            sys.exit(f'error: --{k} must be {least} or more')
     # device, precision, ranks
     rank, world, local = (int(os.environ.get(k, d)) for k, d in (('RANK', 0), ('WORLD_SIZE', 1), ('LOCAL_RANK', 0)))
     name = device if device != 'auto' else 'cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu'
-    dev = torch.device(name, local) if name == 'cuda' else torch.device(name)
+    try:
+        dev = torch.device(name, local) if name == 'cuda' else torch.device(name)
+        torch.zeros(1, device=dev)
+    except (RuntimeError, AssertionError) as e:
+        sys.exit(f'error: --device={name}: {str(e).splitlines()[0]}')
     if dev.type == 'cuda':
         torch.cuda.set_device(dev)
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
@@ -492,6 +512,7 @@ def main():
     precision = dtype if dtype != 'auto' else 'bfloat16' if dev.type == 'cuda' and torch.cuda.is_bf16_supported() else 'float32'
     autocast = nullcontext if precision == 'float32' else lambda: torch.autocast(dev.type, getattr(torch, precision))
     scaler = torch.amp.GradScaler(dev.type, enabled=precision == 'float16')
+    os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')        # what deterministic needs of cuBLAS
     torch.use_deterministic_algorithms(deterministic)
     torch.manual_seed(seed)
     def say(text):
@@ -530,11 +551,27 @@ def main():
     if checkpoint:
         if differs := [f'{k} is {checkpoint["model_config"].get(k)!r} there and {v!r} now' for k, v in asdict(c).items() if checkpoint['model_config'].get(k) != v]:
             sys.exit(f"error: {former} is of another data set: {', '.join(differs)}. Take another --out_dir, or --resume=false to start anew")
-        model.load_state_dict(checkpoint['model'])
-        for optimizer, state in zip(optimizers, checkpoint['optimizers']):
-            optimizer.load_state_dict(state)
+        if checkpoint['model']['vocab'].tolist() != list(vocab):
+            sys.exit(f'error: {former} has learned other words than {dataset} has. Take another --out_dir, or --resume=false to start anew')
+        now = [{k: v for k, v in group.items() if k != 'params'} for o in optimizers for group in o.param_groups]
+        try:
+            model.load_state_dict(checkpoint['model'])
+            for optimizer, state in zip(optimizers, checkpoint['optimizers'], strict=True):
+                optimizer.load_state_dict(state)
+            scaler.load_state_dict(checkpoint.get('scaler', {}))
+        except (KeyError, ValueError, RuntimeError) as e:
+            sys.exit(f'error: {former} cannot go on with --muon={muon} --dtype={dtype} ({type(e).__name__}: {str(e)[:100]}). Take another --out_dir, or --resume=false')
+        for group, knobs in zip((g for o in optimizers for g in o.param_groups), now):         # betas and weight decay are today's
+            group.update(knobs)
         start, best = checkpoint['iter_num'], checkpoint['best']
-    elif init_from:
+    else:
+        (out / 'best.pt').unlink(missing_ok=True)                      # of an earlier run in this folder
+    if world > 1:
+        first = torch.tensor([start, -start], device=dev)
+        torch.distributed.all_reduce(first, torch.distributed.ReduceOp.MAX)
+        if first.sum():
+            sys.exit(f'error: some ranks go on from iteration {-first[1]}, others from {first[0]}: --out_dir={out_dir} must be one folder that all nodes see')
+    if init_from and not checkpoint:
         try:
             loaded, left = load_vit(model, init_from)
         except ValueError as e:
@@ -542,9 +579,9 @@ def main():
         lacking = sorted({n.split('.')[1] for n, _ in model.named_parameters() if n.startswith('blocks.') and n not in loaded}, key=int)
         say(f"{init_from}: {len(loaded)} arrays loaded; left out: {', '.join(left) or 'none'}; blocks that it lacks: {', '.join(lacking) or 'none'}")
     if rank == 0:                                                      # the log of a run that died may go beyond its checkpoint
-        lines = [line for line in (out / 'log.jsonl').read_text().splitlines(keepends=True) if line.endswith('\n')]
+        lines = [line for line in (out / 'log.jsonl').read_text(errors='replace').splitlines(keepends=True) if line.endswith('}\n')]
         (out / 'log.jsonl').write_text(''.join(line for line in lines if json.loads(line)['iter'] < start))
-        git = subprocess.run(['git', 'rev-parse', 'HEAD'], capture_output=True, text=True, cwd=Path(__file__).parent).stdout.strip()
+        git = subprocess.run(['git', 'rev-parse', 'HEAD'], capture_output=True, text=True, cwd=Path(__file__).parent).stdout.strip() if shutil.which('git') else ''
         (out / 'config.json').write_text(json.dumps(config | {'_git': git, '_torch': torch.__version__}, indent=1))
     if wandb_project and rank == 0:
         try:
@@ -561,7 +598,7 @@ def main():
     writer, writing = ThreadPoolExecutor(1), []
     def checkpoint_to(name):                                           # copied now, written behind the next steps, one at a time
         if rank == 0:
-            state = snapshot(dict(model=model.state_dict(), optimizers=[o.state_dict() for o in optimizers]))
+            state = snapshot(dict(model=model.state_dict(), optimizers=[o.state_dict() for o in optimizers], scaler=scaler.state_dict()))
             [writing.pop().result() for _ in writing[:]]
             writing.append(writer.submit(save_checkpoint, out / name, **state, model_config=asdict(c), iter_num=it, best=best,
                                          config={k: v for k, v in config.items() if k[0] != '_'}))
@@ -593,6 +630,7 @@ def main():
     step_model = wrap(model)
     if compile or compile is None and dev.type == 'cuda':
         warnings.filterwarnings('ignore', message='Dynamo detected a call to a `functools.lru_cache`')
+        before = {n: b.clone() for n, b in model.named_buffers()}      # the queue must not take this batch in
         try:
             compiled = wrap(torch.compile(model))
             with autocast():
@@ -601,9 +639,11 @@ def main():
         except Exception as e:                                         # no compiler on this machine, or one that fails
             say(f'torch.compile failed ({type(e).__name__}: {str(e)[:100]}); going on without')
         model.zero_grad(set_to_none=True)
-    stop = []                                                          # Ctrl-C and SIGTERM: finish the step, save, leave; twice: leave
-    for s in signal.SIGINT, signal.SIGTERM:
-        signal.signal(s, lambda *_: stop.append(1) if not stop else os._exit(130))
+        for n, b in model.named_buffers():
+            b.copy_(before[n])
+    stop, leave = [], False                                            # Ctrl-C and SIGTERM: finish the step, save, leave; Ctrl-C twice: leave
+    for s in signal.SIGINT, signal.SIGTERM:                            # under torchrun both may come twice, of itself and of the queue's manager
+        signal.signal(s, lambda s, _: stop.append(s) if not stop or world > 1 or s == signal.SIGTERM else os._exit(130))
 
     it, history = start, []                                            # losses of the steps since the last line of the log
     upcoming = deque(reader.submit(read, start * n_micro + i) for i in range(prefetch))
@@ -616,7 +656,9 @@ def main():
                 entry = dict(iter=it) | validate(model, val_sets, c, dev, autocast)
                 log(entry)
                 say(f'iter {it}: ' + ', '.join(f'{k} {v:.4f}' for k, v in entry.items() if k.count('/') == 1))
-                value = entry.get(best_by, math.inf) * (-1 if best_by.endswith('r1') else 1)
+                if best_by not in entry:
+                    sys.exit(f"error: --best_by={best_by} is not among {', '.join(k for k in entry if k != 'iter')}")
+                value = entry[best_by] * (-1 if best_by.endswith('r1') else 1)
                 if it and value < best:
                     best = value
                     checkpoint_to('best.pt')
@@ -648,19 +690,21 @@ def main():
         model.follow(it)
         history.append(torch.cat([torch.stack(losses).mean(0), norm[None]]))
         it += 1
-        if keep_interval and it % keep_interval == 0:
-            checkpoint_to(f'iter_{it:06d}.pt')
+        if world == 1:
+            leave = bool(stop)
+        elif it % 10 == 0:                                             # all ranks leave together, if one is told to
+            told = torch.tensor(float(bool(stop)), device=dev)
+            torch.distributed.all_reduce(told)
+            leave = told > 0
+        keep = keep_interval and it % keep_interval == 0
 
         # a line of the log
-        if it % log_interval == 0 or eval_interval and it % eval_interval == 0 or it >= max_iters or stop and world == 1:
+        if it % log_interval == 0 or eval_interval and it % eval_interval == 0 or it >= max_iters or keep or leave:
             values, names = torch.stack(history).float(), ['loss', *terms, 'grad_norm']
-            if world > 1:                                              # all ranks stop together, if one is told to
-                values = torch.cat([values, values.new_full((len(values), 1), float(bool(stop)))], 1)
+            if world > 1:
                 torch.distributed.all_reduce(values)
-                stop += [1] * bool(values[0, -1])
-                values = values[:, :-1] / world
-            values = values.cpu()
-            if not values.isfinite().all():
+            values = values.cpu() / world
+            if not values[:, :-1 if scaler.is_enabled() else None].isfinite().all():            # float16: steps of infinite gradients are skipped
                 not_finite(values, names, it - len(values), sets, c, total)
             took, n = time.perf_counter() - mark, len(values)
             timing = dict(pairs_per_s=n * total / took, ms=1000 * took / n, wait=waited / took, memory_gb=memory_gb(dev))
@@ -674,12 +718,17 @@ def main():
                 (f"{timing['tflop_per_s']:.3g} TFLOP/s, " if gflop else '') + (f"MFU {100 * timing['mfu']:.1f} %, " if 'mfu' in timing else '') +
                 f"{100 * timing['wait']:.1f} % waiting for data, {timing['memory_gb']:.2f} GB | ETA {left // 3600}:{left // 60 % 60:02d}:{left % 60:02d}")
             history, waited, mark = [], 0.0, time.perf_counter()
-            if stop:
-                checkpoint_to('latest.pt')
-                writer.shutdown()
-                say(f'stopped at iteration {it}; the same command goes on from there')
-                sys.exit(130)
-    writer.shutdown()                                                  # waits for what is still being written
+            if keep:
+                checkpoint_to(f'iter_{it:06d}.pt')
+            if leave:
+                break
+    if leave:
+        checkpoint_to('latest.pt')
+    if not all([w.result() for w in writing]):                         # waits for what is still being written
+        sys.exit(f'error: the last checkpoint could not be written to {out_dir}')
+    if leave:
+        say(f'stopped at iteration {it}; the same command goes on from there')
+        sys.exit(130)
     say(f'done: {it - start} iterations in {(time.perf_counter() - began) / 60:.1f} minutes. Next: python eval.py --run={out_dir}')
     if world > 1:
         torch.distributed.destroy_process_group()

@@ -512,6 +512,15 @@ def test_the_queue_holds_what_was_enqueued_and_forgets_the_oldest():
     m.itc_loss(z[0], z[1], ids, (z[2], z[3]))
     assert int(m.queue_at) == 4, 'validation leaves no trace'
 
+def test_a_word_said_twice_stays_a_pseudo_label(monkeypatch):
+    """simla's: votes for a word's first place count, though another place of it has none."""
+    m, seen = build(psl=1., psl_variant='simla', itm=1.), []
+    monkeypatch.setattr(F, 'binary_cross_entropy_with_logits', lambda z, target: seen.append(target) or z.mean())
+    tokens, votes = torch.full((1, T), 7), torch.zeros(1, m.config.n_head, T)
+    tokens[0, 1:4], votes[:, :, :4] = torch.tensor([8, 9, 10]), 1.
+    m.psl_loss(torch.randn(1, 32), torch.randn(1, 32), votes, tokens, torch.zeros(1, T, dtype=torch.bool))
+    assert seen[0][0].nonzero().flatten().tolist() == [7, 8, 9, 10]
+
 def test_keywords_are_the_content_words_with_most_attention():
     m = build(psl=1., n_keywords=V // 2)
     m.keyword.copy_(torch.where(torch.arange(V) % 2 == 0, torch.arange(V) // 2, -1))

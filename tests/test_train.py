@@ -148,11 +148,13 @@ def test_noise_is_a_function_of_seed_iteration_and_position():
     assert len(np.unique(a)) > .99 * a.size
 
 def test_ranks_see_what_one_rank_sees(scenes, knob):
-    sets, c, _, _ = opened(scenes, knob)
-    whole = train.get_batch(sets, c, 3, 0, 32, 32)
-    halves = [train.get_batch(sets, c, 3, i, 16, 32) for i in (0, 16)]
-    for k in whole:
-        assert torch.equal(whole[k], torch.cat([h[k] for h in halves]))
+    for itm in 0., 1.:
+        sets, c, _, _ = opened(scenes, knob, itm=itm)
+        whole = train.get_batch(sets, c, 3, 0, 32, 32)
+        halves = [train.get_batch(sets, c, 3, i, 16, 32) for i in (0, 16)]
+        for k in whole:
+            if k != 'noise_itm' or not itm:                            # which is as wide as a rank has candidates
+                assert torch.equal(whole[k], torch.cat([h[k] for h in halves]))
     assert set(whole) >= {'raw', 'offset', 'tokens', 'pad', 'video', 'ids'} and len(set(whole['ids'].tolist())) == 32
 
 def test_sets_are_mixed_by_weight(scenes, knob, tmp_path):
@@ -167,6 +169,10 @@ def test_sets_are_mixed_by_weight(scenes, knob, tmp_path):
     halves = [train.get_batch(sets, c, 0, i, 16, 32) for i in (0, 16)]
     assert torch.equal(batch['ids'], torch.cat([h['ids'] for h in halves]))
     assert run(knob, tmp_path, tmp_path / 'out', dataset='a,b', dataset_weights=(.75, .25), max_iters=2)[-1]['iter'] == 2
+    sets, c, _, _ = opened(tmp_path, knob, dataset='a,b', dataset_weights=(.99, .01))
+    for it in range(9):                                                # a batch may have no place for the smaller set, whatever frame it would be at
+        assert (train.get_batch(sets, c, it, 0, 32, 32)['video'] < 1 << 32).all()
+    assert len(train.sample_ids(sets[1], 3 * len(sets[1].usable), 0)) == 0 and len(opened(tmp_path, knob, dataset='a,b', dataset_weights=(1., 0.))[0]) == 1
 
 def test_evaluation_pairs_share_no_words(scenes, knob):
     (data,), c, _, _ = opened(scenes, knob, context_s=2.)
@@ -248,7 +254,7 @@ def test_options_of_speed_change_no_number(scenes, unbroken, knob, tmp_path, mon
     save = train.save_checkpoint
     def slow(path, **state):
         time.sleep(.3)                                                 # the run goes on meanwhile
-        save(path, **state)
+        return save(path, **state)
     monkeypatch.setattr(train, 'save_checkpoint', slow)
     monkeypatch.setattr(train, 'open_split', lambda *a, f=train.open_split: types.SimpleNamespace(**vars(f(*a)) | dict(beyond_memory=True)))
     began = time.perf_counter()
@@ -281,7 +287,7 @@ def test_two_ranks_are_one_with_accumulation(scenes, knob, tmp_path):
     assert out.count('iter 6/6') == 1, 'one rank speaks'
 
 def test_two_ranks_share_their_candidates(scenes, knob, tmp_path):
-    torchrun(2, command(scenes, tmp_path / 'two', max_iters=4, batch_size=16, muon=False))
+    torchrun(2, command(scenes, tmp_path / 'two', max_iters=4, batch_size=16, muon=False, eval_iters=1))        # fewer than ranks: all must meet all the same
     one = [x for x in run(knob, scenes, tmp_path / 'one', max_iters=4, batch_size=32, muon=False) if 'loss' in x]
     two = [x for x in read_log(tmp_path / 'two') if 'loss' in x]
     assert len(one) == len(two) == 4
@@ -426,10 +432,16 @@ def test_mistakes_are_one_line(scenes, knob, tmp_path, capsys):
     fails(capsys, ['image_size=48', '40 px'], go(image_size=48))
     fails(capsys, ['n_head'], go(n_head=5))
     fails(capsys, ['joint layers'], go(n_unimodal=3))
+    fails(capsys, ['--log_interval must be 1'], go(log_interval=0))
+    fails(capsys, ['patch_size=0 must be 1'], go(patch_size=0))
+    fails(capsys, ['--device=gpu'], go(device='gpu'))
+    fails(capsys, ['--dataset_weights', 'a share'], go(dataset_weights=(1., 2.)))
+    fails(capsys, ['--best_by=val/lss', 'val/loss'], go(best_by='val/lss', max_iters=1))
     (tmp_path / 'file').write_text('')
     fails(capsys, ['cannot write', 'file'], lambda: run(knob, scenes, tmp_path / 'file' / 'run'))
 
-@pytest.mark.parametrize('damage, words', [('short', ['train_tokens.bin', 'bytes']), ('gone', ['val_patches.bin', '0 bytes']), ('version', ['format 9'])])
+@pytest.mark.parametrize('damage, words', [('short', ['train_tokens.bin', 'bytes']), ('gone', ['val_patches.bin', '0 bytes']), ('version', ['format 9']),
+                                           ('meta', ['is damaged'])])
 def test_a_damaged_set_is_refused(scenes, knob, tmp_path, capsys, damage, words):
     shutil.copytree(scenes / 'data', tmp_path / 'data', ignore=shutil.ignore_patterns('shards'))
     folder = tmp_path / 'data' / 'scenes'
@@ -438,6 +450,8 @@ def test_a_damaged_set_is_refused(scenes, knob, tmp_path, capsys, damage, words)
             f.truncate(100)
     elif damage == 'gone':
         (folder / 'val_patches.bin').unlink()
+    elif damage == 'meta':
+        (folder / 'meta.json').write_text('{"format')
     else:
         (folder / 'meta.json').write_text(json.dumps(json.loads((folder / 'meta.json').read_text()) | dict(format=9)))
     fails(capsys, words, lambda: run(knob, tmp_path, tmp_path / 'run'))
@@ -455,6 +469,20 @@ def test_another_architecture_is_refused_and_other_changes_are_told(scenes, unbr
     train.main()                                                       # of the architecture nothing is said: that of the checkpoint
     assert torch.load(tmp_path / 'run' / 'latest.pt', weights_only=True)['model_config']['n_embd'] == 32 == train.config['n_embd']
     assert read_log(tmp_path / 'run')[-1]['iter'] == 15
+    knob(**values, beta2=.9, weight_decay=.5)
+    train.config = DEFAULTS | values | dict(max_iters=16, beta2=.9, weight_decay=.5, _source={})
+    train.max_iters = 16
+    train.main()
+    adamw, muon = torch.load(tmp_path / 'run' / 'latest.pt', weights_only=True)['optimizers']
+    assert adamw['param_groups'][0]['betas'] == (.9, .9) and adamw['param_groups'][0]['weight_decay'] == muon['param_groups'][0]['weight_decay'] == .5, 'as told'
+    fails(capsys, ['cannot go on with --muon=False'], lambda: run(knob, scenes, tmp_path / 'run', max_iters=17, muon=False))
+    state = torch.load(tmp_path / 'run' / 'latest.pt', weights_only=True)
+    state['model']['vocab'][7] += 1
+    torch.save(state, tmp_path / 'run' / 'latest.pt')
+    fails(capsys, ['other words'], lambda: run(knob, scenes, tmp_path / 'run', max_iters=17))
+    assert (tmp_path / 'run' / 'best.pt').exists()
+    run(knob, scenes, tmp_path / 'run', resume=False, max_iters=1, eval_interval=0)
+    assert not (tmp_path / 'run' / 'best.pt').exists(), 'the best of another run'
     (tmp_path / 'run' / 'latest.pt').write_bytes(b'garbage')
     fails(capsys, ['latest.pt is not a checkpoint'], lambda: run(knob, scenes, tmp_path / 'run'))
 
