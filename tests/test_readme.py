@@ -20,7 +20,7 @@ def script(name):
 @pytest.mark.parametrize('command', COMMANDS)
 def test_every_command_names_files_and_knobs_that_exist(command):
     """In the README, the docstrings, the configs and the recipes."""
-    name, *argv = shlex.split(command.replace('$r', '.5').replace('{out}', 'x').replace('{out_dir}', 'x').replace('{dataset}', 'x'))
+    name, *argv = shlex.split(re.sub(r'\{\w+\}', '8', command.replace('$r', '.5')))
     argv = [a for a in argv if not a.startswith('out/')]                # a former run
     for a in argv:
         assert not a.endswith('.py') or (ROOT / a).exists(), f'{a} of {command} is missing'
