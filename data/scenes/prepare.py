@@ -8,7 +8,7 @@ dotted ground, and a voice (as captions) that speaks of them in varied words, no
 The same seed gives the same pictures and words; after Ctrl-C it goes on. truth/NAME.json has, for each scene, start and end in seconds, the ground, each object
 with its box [x0, y0, x1, y1] in pixels, the relations between objects, what is said, and which words name which object.
 """
-import concurrent.futures, json, os, sys
+import concurrent.futures, json, os, signal, sys
 from fractions import Fraction
 from pathlib import Path
 import numpy as np
@@ -142,19 +142,31 @@ def make_video(n):
     os.replace(Path(out, f'{name}.mp4.part'), Path(out, f'{name}.mp4'))          # last: it is there = the others are
 
 def start(settings):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)                       # Ctrl-C is for the parent
     globals().update(settings)
 
 def main():
     from tqdm import tqdm
+    for k in 'n_videos', 'scenes_per_video', 'size', 'fps':
+        if globals()[k] < 1:
+            sys.exit(f'error: --{k} must be 1 or more')
     Path(out, 'truth').mkdir(parents=True, exist_ok=True)
     made, settings = Path(out, 'settings.json'), json.dumps(dict(scenes_per_video=scenes_per_video, size=size, fps=fps, seed=seed))
     if made.exists() and made.read_text() != settings:
         sys.exit(f'error: {out} was made with {made.read_text()}; remove it, or take another --out')
     made.write_text(settings)
     with concurrent.futures.ProcessPoolExecutor(initializer=start, initargs=(config,)) as pool:
-        list(tqdm(pool.map(make_video, range(n_videos), chunksize=4), total=n_videos, unit='video'))
+        try:
+            list(tqdm(pool.map(make_video, range(n_videos), chunksize=4), total=n_videos, unit='video'))
+        except KeyboardInterrupt:
+            pool.shutdown(cancel_futures=True)
+            print('interrupted; the same command goes on')
+            sys.exit(130)
     print(f'{out}: {n_videos} videos. Next: python prepare.py {out} --dataset=scenes --image_size=64 --patch_size=8')
 
 if __name__ == '__main__':
     config = configure(globals())
-    main()
+    try:
+        main()
+    except OSError as e:
+        sys.exit(f'error: {e}')
