@@ -879,6 +879,8 @@ def cost(c, B=16):
 
 if __name__ == '__main__':
     from configurator import ConfigError, knobs, parse
+    if {'-h', '--help'} & {*sys.argv}:
+        sys.exit(print(f'{__doc__}\n{VLConfig()}'))
     reference = dict(image_size=256, full_size=256, vocab_size=30000, itm=1., psl=1., n_keywords=4000, distill=.4)
     try:
         import train                                                   # presets also set its knobs
