@@ -281,7 +281,7 @@ def test_a_picture_finds_itself_and_hostile_titles_are_escaped(scenes, trained, 
         torch.save(state, tmp_path / 'run' / name)
     data = train.open_split(tmp_path / 'data/scenes', 'train')
     pixels = models.unpatchify(torch.from_numpy(np.array(data.patches[5:6])), 8)[0].numpy()
-    Image.fromarray(np.roll(pixels, (4, 4), (0, 1))).save(tmp_path / 'x.png')                # the middle window of 32 in 40 px; a stored patch of 8 has none: it begins at 0
+    Image.fromarray(np.roll(pixels, (4, 4), (0, 1))).save(tmp_path / 'x.png')                # 32 of 40 px: there is no middle in whole patches of 8
     done = evaluate(f'--run={tmp_path}/run', '--task=search', f'--image={tmp_path}/x.png', '--checkpoint=latest', '--page', '--top=100')
     assert done.returncode == 0, done.stderr
     first, ms = next(line for line in done.stdout.splitlines() if re.match(r'\d\.\d{3} ', line)), int(data.frames[5]['t_ms'])
