@@ -564,8 +564,6 @@ def main():
         for group, knobs in zip((g for o in optimizers for g in o.param_groups), now):         # betas and weight decay are today's
             group.update(knobs)
         start, best = checkpoint['iter_num'], checkpoint['best']
-    else:
-        (out / 'best.pt').unlink(missing_ok=True)                      # of an earlier run in this folder
     if world > 1:
         first = torch.tensor([start, -start], device=dev)
         torch.distributed.all_reduce(first, torch.distributed.ReduceOp.MAX)
@@ -578,7 +576,10 @@ def main():
             sys.exit(f'error: --init_from: {e}')
         lacking = sorted({n.split('.')[1] for n, _ in model.named_parameters() if n.startswith('blocks.') and n not in loaded}, key=int)
         say(f"{init_from}: {len(loaded)} arrays loaded; left out: {', '.join(left) or 'none'}; blocks that it lacks: {', '.join(lacking) or 'none'}")
-    if rank == 0:                                                      # the log of a run that died may go beyond its checkpoint
+    if rank == 0:
+        if not checkpoint:
+            (out / 'best.pt').unlink(missing_ok=True)                  # of an earlier run in this folder
+        # the log of a run that died may go beyond its checkpoint
         lines = [line for line in (out / 'log.jsonl').read_text(errors='replace').splitlines(keepends=True) if line.endswith('}\n')]
         (out / 'log.jsonl').write_text(''.join(line for line in lines if json.loads(line)['iter'] < start))
         git = subprocess.run(['git', 'rev-parse', 'HEAD'], capture_output=True, text=True, cwd=Path(__file__).parent).stdout.strip() if shutil.which('git') else ''
