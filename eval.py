@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 import model as models
 import train
-from configurator import configure
+from configurator import at_least, configure
 from model import choose_words, take, unpatchify
 
 run = 'out/run'                  # a folder of train.py
@@ -57,14 +57,10 @@ dtype: Literal['auto', 'float32', 'bfloat16'] = 'auto'       # classify: of the 
 
 def open_model():
     """-> the checkpoint of --run. train.py's knobs are set as the run had them."""
-    path, dev = checkpoint_path(), device if device != 'auto' else 'cuda' if torch.cuda.is_available() else 'cpu'
-    try:
-        torch.zeros(1, device=dev)
-    except (RuntimeError, AssertionError) as e:
-        sys.exit(f'error: --device={dev}: {str(e).splitlines()[0]}')
+    path = checkpoint_path()
     if ',' in dataset and task != 'search':
         sys.exit(f'error: --dataset={dataset}: one set at a time is judged')
-    model = models.load(path, dev)
+    model = models.load(path, train.open_device(device))
     knobs = torch.load(path, map_location='cpu', weights_only=True)['config']
     vars(train).update(knobs | dict(dataset=dataset or knobs['dataset'].split(',')[0], overfit=0, dataset_weights=()))
     return model
@@ -171,7 +167,7 @@ def encode(model, x, keep):
             shape = states.shape[1:]
     return torch.cat(z) if z else None, torch.from_numpy(np.memmap(file, np.float16, 'r+').reshape(-1, *shape)) if keep else None
 
-def ranks(queries, keys, label, other, k):
+def ranked(queries, keys, label, other, k):
     """Queries (q, d) with labels (q,) against candidates (n, d) with labels other (n,), by the dot product, 256 queries at a time -> rank of each query's
     best candidate of its label (q,), its k best candidates (q, k)."""
     scores = ((q @ keys.T, mine) for q, mine in zip(queries.split(256), label.split(256)))
@@ -212,11 +208,11 @@ def retrieval(model, data, pairs):
         rank, top = whole('itm', matching(model, image_states, text_states, pad, i, j).view(-1, len(some)), owner[some])
     for way in ('i2t', 't2i') if image is not None else ():
         queries, keys, label, other = (image, text, each, owner) if way == 'i2t' else (text, image, owner, each)
-        rank, top = ranks(queries, keys, label, other, max(rerank, 5))
+        rank, top = ranked(queries, keys, label, other, max(rerank, 5))
         out |= {f'{way}_{k}': v for k, v in recalls(rank).items()}
         if names is not None:                                          # a picture of the same thing is right too
             code, known = torch.from_numpy(np.unique(names, return_inverse=True)[1]), torch.from_numpy(names != '')[label]
-            alike = recalls(ranks(queries[known], keys, code[label[known]], code[other], 1)[0]) if known.any() else {}
+            alike = recalls(ranked(queries[known], keys, code[label[known]], code[other], 1)[0]) if known.any() else {}
             out |= {f'{way}_concept_{k}': v for k, v in alike.items() if k != 'median_rank'}
         if by_match:
             again = top[:, :rerank]
@@ -403,7 +399,7 @@ def ground(model, data, pairs):
         heat = patches_map(model, pixels, *spoken) if way == 'patches' else torch.cat([
             attention_map(model, *(x[i:i + batch_size] for x in (pixels, *spoken)), layer) for i in range(0, len(phrases), batch_size)])
         return heat.view(-1, n, n).cpu()
-    maps, other = {way: maps_of(way, tokens, pad) for way in ways}, np.roll(np.arange(len(phrases)), len(phrases) // 2)
+    maps, other = {way: maps_of(way, tokens, pad) for way in ways}, np.roll(np.arange(len(phrases)), len(phrases) // 2)      # of a picture half way round
     centre = (np.arange(n) + .5) * c.patch_size
     def within(box, x, y): return (box[0] - half <= x) & (x <= box[2] + half) & (box[1] - half <= y) & (y <= box[3] + half)       # of a patch that touches the box
     def inside(box): return np.outer((centre >= box[1]) & (centre < box[3]), (centre >= box[0]) & (centre < box[2]))
@@ -1111,9 +1107,7 @@ def compare(pattern):
 
 @torch.no_grad()
 def main():
-    for k, least in dict(candidates=1, batch_size=1, n_pictures=1, write_length=1, top=1, n_labels=2, epochs=1, seed=0, learning_rate=1e-12).items():
-        if globals()[k] < least:
-            sys.exit(f'error: --{k} must be {least:g} or more')
+    at_least(globals(), candidates=1, batch_size=1, n_pictures=1, write_length=1, top=1, n_labels=2, epochs=1, seed=0, learning_rate=1e-12)
     if table:
         return compare(table)
     judge = dict(retrieval=retrieval, words=words, patches=patches, keywords=keywords, ground=ground, pictures=pictures, curves=curves)

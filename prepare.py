@@ -16,7 +16,7 @@ import multiprocessing, os, re, shutil, signal, sys, threading, time, types
 from pathlib import Path
 from typing import Literal
 import numpy as np
-from configurator import configure
+from configurator import at_least, configure
 
 # what goes in
 dataset = 'mine'                 # the arrays go to <data_dir>/<dataset>
@@ -103,18 +103,16 @@ def find_items(inputs, pairs, cfg, known, online=True):
     paths, items, refused, asked = [], {}, [], {i.get('asked') for i in known}
     def expand(name, folder=Path(), within=()):
         path = folder / name
-        if len(os.fsencode(path.name)) > 255 and not REMOTE.match(name):
-            paths.append(Path(name[:200] + '...'))                     # no file can be called so
-        elif REMOTE.match(name):
+        if REMOTE.match(name):
             paths.append(re.sub(r'(?<=.)#(?!!).*', '', name) if name.startswith('http') else name)    # the place in a page, not C# in a search
-        elif path.is_dir():
+        elif os.path.isdir(path):
             paths.extend(sorted(p for p in path.rglob('*') if p.is_file() and p.suffix.lower() not in SIDECARS and (
                 cfg['all_files'] or p.suffix.lower() in EXTENSIONS)))
-        elif path.suffix.lower() == '.txt' and path.is_file():
+        elif path.suffix.lower() == '.txt' and os.path.isfile(path) and os.access(path, os.R_OK):
             for line in path.read_text(encoding='utf-8-sig', errors='replace').splitlines() if path.resolve() not in within else ():
-                if line.strip('\0 \t') and not line.startswith('#'):
-                    expand(line.replace('\0', '').strip(), path.parent, (*within, path.resolve()))
-        elif path.suffix.lower() == '.jsonl' and path.is_file():
+                if line.strip() and not line.startswith('#'):
+                    expand(line.strip(), path.parent, (*within, path.resolve()))
+        elif path.suffix.lower() == '.jsonl' and os.path.isfile(path):
             rows = read_rows(path)
             if not all(isinstance(i, dict) and all(isinstance(i.get(k), str) for k in ('key', 'source', 'title', 'url')) and ':' in i['key'] for i in rows):
                 sys.exit(f'error: {path} is no items.jsonl of prepare.py; an image-caption list is given by --pairs={path}')
@@ -131,27 +129,25 @@ def find_items(inputs, pairs, cfg, known, online=True):
                 items |= {i['key']: i for i in found if i['key'] not in items}
             except Bad as e:
                 refused.append(row | dict(url=path, cause=e.cause, message=str(e)))
-        elif not path.is_file():
+        elif not os.path.isfile(path):                                 # which a name that no file can have is neither
             refused.append(row | dict(cause='not_found', message=f'{path}: no such file'))
         elif path.stat().st_size == 0:
             refused.append(row | dict(cause='empty', message=f'{path}: 0 bytes'))
+        elif not os.access(path, os.R_OK):
+            refused.append(row | dict(cause='unreadable', message=f'{path}: permission denied'))
         else:
-            try:
-                item = row | dict(key=content_key(path), bytes=path.stat().st_size, sidecar=sidecar(path))
-            except OSError as e:
-                refused.append(row | dict(cause='unreadable', message=f'{path}: {e.strerror}'))
-                continue
+            item = row | dict(key=content_key(path), bytes=path.stat().st_size, sidecar=sidecar(path))
             if items.setdefault(item['key'], item) is not item:
                 refused.append(row | dict(cause='duplicate', message=f"{path}: the same file as {items[item['key']]['source']}"))
     for n, pair in enumerate(read_rows(pairs) if pairs else ()):
         image, caption = (pair.get('image'), pair.get('caption')) if isinstance(pair, dict) else (None, None)
         texts = [c for c in ([caption] if isinstance(caption, str) else caption if isinstance(caption, list) else []) if isinstance(c, str) and c.strip()]
-        path = Path(pairs).parent / str(image)[-255:]
+        path = Path(pairs).parent / str(image)
         row = dict(key=f'pair:{n}', source=str(path), title=path.stem, url='')
         wrong_split = isinstance(pair, dict) and pair.get('split') not in (None, 'train', 'val', 'test')
-        if not isinstance(image, str) or not texts or wrong_split or not path.is_file():
+        if not isinstance(image, str) or not texts or wrong_split or not os.access(path, os.R_OK) or not os.path.isfile(path):
             cause = 'bad_row' if not isinstance(image, str) or wrong_split else 'no_text' if not texts else 'not_found'
-            refused.append(row | dict(cause=cause, message=f'{pairs}, entry {n}: ' + dict(not_found=f'{path}: no such file').get(
+            refused.append(row | dict(cause=cause, message=f'{pairs}, entry {n}: ' + dict(not_found=f'{path}: no such file, or not readable').get(
                 cause, 'needs {"image": path, "caption": text or [texts]}, and if there is a "split", train, val or test')))
             continue
         item = items.setdefault(key := content_key(path), row | dict(key=key, bytes=path.stat().st_size, captions=[]) | {k: pair[k] for k in ('split',) if pair.get(k)})
@@ -1090,8 +1086,7 @@ def main():
         print(*(f"{r['cause']}: {r['message']}" for r in refused), sep='\n')
         sys.exit('error: no videos found; name files, folders or .txt lists of them: python prepare.py talks/ --dataset=talks')
     cores = os.cpu_count() or 1
-    if workers is not None and workers < 0:
-        sys.exit(f'error: --workers={workers} must be 0 or more')
+    at_least(globals(), workers=0)
     cfg['workers'] = workers or cores
     if dry_run:
         return estimate(items, cfg)

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import torch.utils.checkpoint
-from configurator import configure
+from configurator import at_least, configure
 from model import VLConfig, VLModel, compact, compact_lookup, cost, distributed, load_vit
 
 # I/O
@@ -453,6 +453,16 @@ def load_checkpoint(path):
 
 PEAK = dict(B200=2250, H200=989, H100=989, A100=312, L40S=362, L4=121, V100=125, MI300X=1307) | {'RTX 4090': 165, 'RTX 3090': 71}  # dense TFLOP/s, 16 bit
 
+def open_device(name, local=0):
+    """'auto', cuda, mps, cpu -> torch.device; exits with one line if it does not work here."""
+    name = name if name != 'auto' else 'cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu'
+    try:
+        dev = torch.device(name, local) if name == 'cuda' else torch.device(name)
+        torch.zeros(1, device=dev)
+        return dev
+    except (RuntimeError, AssertionError) as e:
+        sys.exit(f'error: --device={name}: {str(e).splitlines()[0]}')
+
 def peak_of(dev):
     """The data sheet's TFLOP/s of this device, None if it is not known."""
     name = torch.cuda.get_device_name(dev) if dev.type == 'cuda' else ''
@@ -493,17 +503,10 @@ def meet(backend):
 # ----------------------------------------------------------------------------------------------------------------------
 
 def main():
-    for k, least in dict(log_interval=1, eval_iters=1, prefetch=1, gradient_accumulation_steps=1, batch_size=1, seed=0, overfit=0).items():
-        if globals()[k] < least:
-            sys.exit(f'error: --{k} must be {least} or more')
+    at_least(globals(), log_interval=1, eval_iters=1, prefetch=1, gradient_accumulation_steps=1, batch_size=1, seed=0, overfit=0)
     # device, precision, ranks
     rank, world, local = (int(os.environ.get(k, d)) for k, d in (('RANK', 0), ('WORLD_SIZE', 1), ('LOCAL_RANK', 0)))
-    name = device if device != 'auto' else 'cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu'
-    try:
-        dev = torch.device(name, local) if name == 'cuda' else torch.device(name)
-        torch.zeros(1, device=dev)
-    except (RuntimeError, AssertionError) as e:
-        sys.exit(f'error: --device={name}: {str(e).splitlines()[0]}')
+    dev = open_device(device, local)
     if dev.type == 'cuda':
         torch.cuda.set_device(dev)
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
@@ -725,7 +728,7 @@ def main():
                 break
     if leave:
         checkpoint_to('latest.pt')
-    if not all([w.result() for w in writing]):                         # waits for what is still being written
+    if not all(w.result() for w in writing):                           # the last one; waits for it
         sys.exit(f'error: the last checkpoint could not be written to {out_dir}')
     if leave:
         say(f'stopped at iteration {it}; the same command goes on from there')

@@ -2,7 +2,7 @@
 import json, re, subprocess, sys, types
 from typing import Literal
 import pytest
-from configurator import ConfigError, configure, describe, knobs, parse
+from configurator import ConfigError, at_least, configure, describe, knobs, parse
 
 def script():
     """A script's globals: knobs of every kind, and things that are none."""
@@ -72,6 +72,10 @@ def test_a_run_repeats_from_its_own_config(tmp_path, capsys):
     assert logged['_source'] == dict(betas='command line', maybe='command line', compile='command line')
     again = configure(script(), [str(tmp_path / 'config.json')])
     assert {k: v for k, v in again.items() if k != '_source'} == {k: v for k, v in logged.items() if k != '_source'}
+    (tmp_path / 'same.py').write_text('batch_size = 32')
+    assert configure(script(), [str(tmp_path / 'same.py')])['_source'] == dict(batch_size=str(tmp_path / 'same.py')), 'set, if only to what it was'
+    with pytest.raises(SystemExit, match='--batch_size must be 33 or more'):
+        at_least(script(), max_iters=1, batch_size=33)
 
 def test_positional_arguments_go_to_their_knob():
     values, _ = parse(script(), ['a,b.mp4', '--batch_size=2', 'c d.mp4'], positional='names')

@@ -342,6 +342,45 @@ def test_ctrl_c_ends_at_once_and_the_same_command_goes_on(videos, finished, tmp_
     assert run(videos, *args(tmp_path / 'again')).returncode == 0 and hashes(tmp_path / 'again/data/set') == hashes(finished)
     assert run(videos, tmp_path, *args(tmp_path)).returncode == 0 and len(rows_of(tmp_path / 'data/set')) == 86
 
+def test_a_damaged_set_is_joined_again_and_a_lost_one_stays(videos, tmp_path):
+    """Settings that are not given are those the set was begun with; arrays that are short are joined again; without shards nothing is replaced by less."""
+    shutil.copytree(videos, tmp_path / 'videos')
+    folder, again = tmp_path / 'data' / 'set', [f'--data_dir={tmp_path}/data', '--dataset=set']
+    assert run(tmp_path / 'videos', *args(tmp_path)).returncode == 0
+    whole = hashes(folder)
+    os.truncate(folder / 'train_patches.bin', 1000)
+    checked = run('--check', *again)
+    assert checked.returncode == 1 and 'train_patches.bin: not the' in checked.stdout and 'join the shards anew' in checked.stdout
+    assert run(*again).returncode == 0 and hashes(folder) == whole
+    shard = sorted((folder / 'shards').glob('*/*.shard'))[0]
+    os.truncate(shard, 100)
+    (folder / 'meta.json').unlink()
+    assert 'was damaged' in run(*again).stderr and run(*again).returncode == 0 and hashes(folder) == whole
+    shutil.rmtree(folder / 'shards')
+    for video in sorted((tmp_path / 'videos').glob('*.mp4'))[1:]:
+        video.unlink()
+    done = run(tmp_path / 'videos', *args(tmp_path))
+    assert done.returncode == 1 and '5 videos of the finished set have no shard' in done.stderr and hashes(folder) == whole
+    done = run(tmp_path / 'videos', *args(tmp_path, '--overwrite'), RANK='1', WORLD_SIZE='2')
+    assert done.returncode == 1 and '--overwrite by many ranks' in done.stderr and hashes(folder) == whole
+
+def test_lists_of_nonsense(tmp_path):
+    (tmp_path / 'list.txt').write_bytes(b'list.txt\n\xff\xfe\x00x\n' + b'a' * 400 + b'\nhttps://x.org/watch#t=3\nytsearch5:C# tutorial\n')
+    deep = tmp_path.joinpath(*['d' * 90] * 4)                          # a long path of short names is none
+    deep.mkdir(parents=True)
+    shutil.copy(ROOT / 'assets' / 'ground.png', deep / 'x.png')
+    rows = [dict(image='x.png', caption=5)] + [dict(image=i, caption='x') for i in (5, 'a' * 400, str((deep / 'x.png').relative_to(tmp_path)))]
+    (tmp_path / 'pairs.json').write_text(json.dumps(rows))
+    asked = []
+    found = prepare.find_online
+    try:
+        prepare.find_online = lambda name, cfg: asked.append(name) or []
+        items, refused = prepare.find_items([str(tmp_path / 'list.txt')], str(tmp_path / 'pairs.json'), dict(all_files=False), [])
+    finally:
+        prepare.find_online = found
+    assert asked == ['https://x.org/watch', 'ytsearch5:C# tutorial'] and [i['captions'] for i in items] == [['x']]
+    assert sorted(r['cause'] for r in refused) == ['bad_row', 'no_text', 'not_found', 'not_found', 'not_found']
+
 def test_a_list_that_is_no_recipe_is_one_line(tmp_path):
     (tmp_path / 'list.jsonl').write_text('{"image": "a.png", "caption": "a"}')
     done = run(tmp_path / 'list.jsonl', *args(tmp_path))

@@ -13,7 +13,7 @@ from fractions import Fraction
 from pathlib import Path
 import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from configurator import configure
+from configurator import at_least, configure
 
 n_videos = 600
 scenes_per_video = 16
@@ -147,9 +147,7 @@ def start(settings):
 
 def main():
     from tqdm import tqdm
-    for k in 'n_videos', 'scenes_per_video', 'size', 'fps':
-        if globals()[k] < 1:
-            sys.exit(f'error: --{k} must be 1 or more')
+    at_least(globals(), n_videos=1, scenes_per_video=1, size=1, fps=1)
     Path(out, 'truth').mkdir(parents=True, exist_ok=True)
     made, settings = Path(out, 'settings.json'), json.dumps(dict(scenes_per_video=scenes_per_video, size=size, fps=fps, seed=seed))
     if made.exists() and made.read_text() != settings:

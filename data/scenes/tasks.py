@@ -14,7 +14,7 @@ import importlib.util, json, sys
 from pathlib import Path
 import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from configurator import configure
+from configurator import at_least, configure
 
 videos = 'data/scenes/videos'    # of data/scenes/prepare.py
 dataset = 'data/scenes'          # of prepare.py: says which videos are held out
@@ -93,8 +93,7 @@ def main():
     if not Path(dataset, 'videos.jsonl').exists() or not Path(videos, 'truth').exists():
         sys.exit(f'error: {videos}/truth or {dataset}/videos.jsonl is absent; make them: python data/scenes/prepare.py; '
                  'python prepare.py data/scenes/videos --dataset=scenes --image_size=64 --patch_size=8')
-    if per_picture < 1 or train_videos < 1:
-        sys.exit('error: --per_picture and --train_videos must be 1 or more')
+    at_least(globals(), per_picture=1, train_videos=1)
     if Path(out).exists():
         sys.exit(f'error: {out} exists; remove it, or take another --out')                     # or pictures of another set would stay in it
     rows = [json.loads(line) for line in open(Path(dataset, 'videos.jsonl'), encoding='utf-8')]
