@@ -66,14 +66,14 @@ def test_broken_files(tmp_path, text, words):
 
 def test_a_run_repeats_from_its_own_config(tmp_path, capsys):
     namespace = script()
-    logged = configure(namespace, ['--betas=.5,.6', '--maybe=3', '--compile=false'])
+    logged = configure(namespace, argv=['--betas=.5,.6', '--maybe=3', '--compile=false'])
     assert namespace['maybe'] == 3 and "maybe = 3 (command line)" in capsys.readouterr().out
     (tmp_path / 'config.json').write_text(json.dumps(logged))
     assert logged['_source'] == dict(betas='command line', maybe='command line', compile='command line')
-    again = configure(script(), [str(tmp_path / 'config.json')])
+    again = configure(script(), argv=[str(tmp_path / 'config.json')])
     assert {k: v for k, v in again.items() if k != '_source'} == {k: v for k, v in logged.items() if k != '_source'}
     (tmp_path / 'same.py').write_text('batch_size = 32')
-    assert configure(script(), [str(tmp_path / 'same.py')])['_source'] == dict(batch_size=str(tmp_path / 'same.py')), 'set, if only to what it was'
+    assert configure(script(), argv=[str(tmp_path / 'same.py')])['_source'] == dict(batch_size=str(tmp_path / 'same.py')), 'set, if only to what it was'
     with pytest.raises(SystemExit, match='--batch_size must be 33 or more'):
         at_least(script(), max_iters=1, batch_size=33)
 
@@ -83,7 +83,7 @@ def test_positional_arguments_go_to_their_knob():
 
 def test_only_rank_0_prints(monkeypatch, capsys):
     monkeypatch.setenv('RANK', '1')
-    configure(script(), ['--maybe=3'])
+    configure(script(), argv=['--maybe=3'])
     assert not capsys.readouterr().out
 
 def test_help_is_the_knob_block_and_mistakes_are_one_line(tmp_path):
