@@ -1,0 +1,1 @@
+"""The data: what reads and writes it, and a folder for each set."""

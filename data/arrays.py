@@ -1,0 +1,380 @@
+"""The arrays that prepare.py wrote, read: frames, the words around them, epochs, batches.
+
+Nothing random is stored, because nothing random has a state: the order of the samples, their
+windows and their masks are a pure function of (seed, iteration, position). So a resumed run goes on
+as the unbroken one would, and N ranks see what one would.
+
+B samples, F frames, G x G stored patches per frame of which the model sees a window, T text tokens,
+N patches of P values. torch is imported where tensors are made: the worker processes of prepare.py
+read this file too, and must start fast.
+"""
+import json, math, mmap, os, sys
+from pathlib import Path
+
+import numpy as np
+
+from data.tokens import EOT, compact, compact_lookup, gpt2_encoding
+
+FORMAT = 1                       # of data/<dataset>/
+EVAL_SEED = 2 ** 32 - 1          # the same validation batches and masks, whatever the seed
+CAPTIONS = 1                     # bit of videos.flags: an image-caption list, a caption per <EOT>
+
+def patchify(images, p):
+    """(B, H, W, 3) -> (B, N, p * p * 3): patches in raster order, each (row, column, channel).
+    Of torch or numpy, as is unpatchify."""
+    B, H, W, C = images.shape
+    x = images.reshape(B, H // p, p, W // p, p, C)
+    return x.swapaxes(2, 3).reshape(B, -1, p * p * C)
+
+def unpatchify(patches, p):
+    """(B, N, p * p * 3) -> (B, H, W, 3), square."""
+    B, N, _ = patches.shape
+    n = math.isqrt(N)
+    return patches.reshape(B, n, n, p, p, 3).swapaxes(2, 3).reshape(B, n * p, n * p, 3)
+
+# ----------------------------------------------------------------------------------------------
+# one split of a set
+
+def read_meta(path):
+    """data/<dataset> -> its meta.json, once all arrays are found whole. Exits with the remedy."""
+    path = Path(path)
+    if not (path / 'meta.json').exists():
+        fix = f'python prepare.py <videos> --dataset={path.name}'
+        if path.name == 'scenes':
+            fix = 'bash runs/demo.sh'
+        sys.exit(f'error: {path}/meta.json not found: the set is absent or unfinished; '
+                 f'make it: {fix}')
+    again = f'python prepare.py --dataset={path.name} --data_dir={path.parent}'
+    try:
+        meta = json.loads((path / 'meta.json').read_text())
+    except ValueError as e:
+        sys.exit(f'error: {path}/meta.json is damaged ({e}); '
+                 f'make it again from the shards: {again}')
+    if meta['format'] != FORMAT:
+        sys.exit(f"error: {path} has format {meta['format']}, this code reads {FORMAT}; "
+                 'prepare it again')
+    for name, about in meta['arrays'].items():
+        size = (path / name).stat().st_size if (path / name).exists() else 0
+        if size != about['bytes']:
+            sys.exit(f"error: {path / name} has {size} bytes, meta.json says {about['bytes']}; "
+                     f'join the shards again: {again}')
+    return meta
+
+def read_tokens(path, split):
+    """-> the GPT-2 ids of a split, end to end, memory-mapped (n_tokens,) uint16."""
+    return open_array(path, split, 'tokens', np.uint16, read_meta(path)['counts'][split]['tokens'])
+
+def open_array(path, split, name, dtype, *shape):
+    if not math.prod(shape):
+        return np.zeros(shape, dtype)                                  # which cannot be mapped
+    return np.memmap(Path(path) / f'{split}_{name}.bin', dtype, 'r', shape=shape)
+
+class Frames:
+    """One split of data/<dataset>, memory-mapped.
+
+    vocab (V,): the GPT-2 ids of the model's tokens; None: all. silent: also frames without words;
+    overfit: only so many frames. Exits with the remedy where the set is absent or damaged."""
+    def __init__(self, path, split, text_len=32, context_s=1., vocab=None, seed=EVAL_SEED,
+                 weight=1., silent=False, overfit=0):
+        self.path = path = Path(path)
+        self.split = split
+        self.text_len = text_len                                       # T
+        self.context_s = context_s       # take the words spoken this long before and after, too
+        self.seed = seed
+        self.weight = weight                                           # share of a mixed batch
+        self.lookup = compact_lookup(np.arange(EOT + 1) if vocab is None else vocab)
+
+        # as on disk
+        self.meta = meta = read_meta(path)
+        n = meta['counts'][split]
+        self.side = meta['image_size'] // meta['patch_size']           # G
+        self.patches = open_array(path, split, 'patches', np.uint8, n['frames'], self.side ** 2,
+                                  meta['patch_size'] ** 2 * 3)
+        self.tokens = open_array(path, split, 'tokens', np.uint16, n['tokens'])
+        self.times = open_array(path, split, 'times', np.uint32, n['tokens'])      # ms
+        self.frames = np.load(path / f'{split}_frames.npy', allow_pickle=False)
+        self.videos = np.load(path / f'{split}_videos.npy', allow_pickle=False)
+        memory = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
+        self.beyond_memory = self.patches.nbytes > .8 * memory
+
+        # the frames to learn from or to be judged on
+        self.usable = np.arange(len(self.frames))
+        if not silent:
+            self.usable = self.usable[self.all_spans(self.usable)[1] > 0]
+        if overfit and len(self.usable):
+            some = np.linspace(0, len(self.usable) - 1, overfit).astype(int)
+            self.usable = self.usable[some]
+        self.orders = {}                                               # {epoch: its frames}
+
+    # --- words --------------------------------------------------------------------------------
+
+    def spans(self, ids, noise=None, caption=0):
+        """The words of frames `ids` (B,): those spoken while a frame stands, and context_s before
+        and after, at most T around the middle -> start (B,), length (B,) into tokens; length 0
+        where nothing is said. noise (B, 3) uniform: jitter of the context's two ends and of the
+        middle. Image-caption lists: one caption, drawn by the noise, else number `caption`."""
+        T = self.text_len
+        frames = self.frames[ids]
+        videos = self.videos[frames['video']]
+
+        def column(x):
+            return x.astype(np.int64)[:, None]
+
+        # 4T tokens around the middle of each frame's stand, and which of them were said near it
+        at = column(frames['token']) + np.arange(-2 * T, 2 * T)
+        inside = (column(videos['token_start']) <= at) & (at < column(videos['token_end']) - 1)
+        when = self.times[np.clip(at, 0, len(self.times) - 1)].astype(np.int64)
+
+        def said(before, after):                                       # seconds
+            return (inside & (when >= column(frames['t_ms']) - 1000 * before)
+                    & (when < column(frames['t_end_ms']) + 1000 * after))
+        heard = said(self.context_s, self.context_s)
+        middle = 2 * T
+        if noise is not None:
+            wide = 2 * self.context_s
+            jittered = said(wide * noise[:, :1], wide * noise[:, 1:2])
+            heard = np.where(jittered.any(1, keepdims=True), jittered, heard)
+            middle = middle + np.round((noise[:, 2] - .5) * T / 2).astype(np.int64)
+
+        # they are contiguous, because times rise: T of them, as central as they allow
+        first = heard.argmax(1)
+        n = heard.sum(1)
+        start = np.clip(middle - T // 2, first, np.maximum(first, first + n - T))
+        start = at[np.arange(len(at)), start]
+        length = np.minimum(n, T)
+        for i in np.flatnonzero(videos['flags'] & CAPTIONS):
+            draw = None if noise is None else noise[i, 0]
+            start[i], length[i] = self.one_caption(frames['video'][i], caption, draw)
+        return start, length
+
+    def one_caption(self, video, number, draw=None):
+        """-> start, length of caption `number` of a picture, or of one drawn by draw in [0, 1)."""
+        starts, lengths = self.captions(video)
+        which = min(number, len(starts) - 1)
+        if draw is not None:
+            which = int(draw * len(starts))
+        return starts[which], lengths[which]
+
+    def captions(self, video):
+        """All captions of a picture of an image-caption list -> starts, lengths (at most T)."""
+        a = int(self.videos[video]['token_start'])
+        b = int(self.videos[video]['token_end'])
+        ends = a + np.flatnonzero(self.tokens[a:b] == EOT)
+        starts = np.array([a, *(ends[:-1] + 1)])
+        return starts, np.minimum(ends - starts, self.text_len)
+
+    def all_spans(self, ids):
+        """spans of any number of frames, a piece at a time."""
+        pieces = [self.spans(some) for some in np.array_split(ids, len(ids) // 8192 + 1)]
+        start, length = zip(*pieces)
+        return np.concatenate(start), np.concatenate(length)
+
+    def words(self, start, length):
+        """Spans -> tokens (B, T) int64 in the model's vocabulary, pad (B, T) bool."""
+        T = self.text_len
+        ids = self.tokens[np.clip(start[:, None] + np.arange(T), 0, len(self.tokens) - 1)]
+        pad = np.arange(T) >= length[:, None]
+        known = np.where(pad, 0, self.lookup[ids])
+        for i in np.flatnonzero((known < 0).any(1)):                   # to be spelled in bytes
+            spelled = compact(ids[i, :length[i]], self.lookup)[:T]
+            known[i] = 0
+            known[i, :len(spelled)] = spelled
+            pad[i] = np.arange(T) >= len(spelled)
+        return known, pad
+
+    def text(self, start, length):
+        """The words of one span, for people."""
+        return gpt2_encoding().decode(self.tokens[start:start + length].tolist()).strip()
+
+    def pairs(self, limit):
+        """For retrieval: of each video the frames whose words do not overlap, evenly thinned to
+        `limit` -> ids, start, length."""
+        ids = np.sort(self.usable)
+        start, length = self.all_spans(ids)
+        keep, end = [], 0
+        for i in range(len(ids)):                                      # spans rise with the frames
+            if start[i] >= end:
+                keep.append(i)
+                end = start[i] + length[i]
+        thin = np.linspace(0, len(keep) - 1, min(limit, len(keep))).round().astype(int)
+        keep = np.array(keep, int)[thin]
+        return ids[keep], start[keep], length[keep]
+
+    # --- order --------------------------------------------------------------------------------
+
+    def order(self, epoch):
+        """The frames of one epoch: none twice, and those of a video spread evenly: sorted by
+        (j + u) / n, j shuffled within the video, u per video."""
+        rng = np.random.default_rng([self.seed, epoch])
+        frames = rng.permutation(self.usable)
+        video = self.frames['video'][frames]
+        by_video = np.argsort(video, kind='stable')
+        frames = frames[by_video]
+        _, first, n = np.unique(video[by_video], return_index=True, return_counts=True)
+        j = np.arange(len(frames)) - np.repeat(first, n)
+        place = (j + np.repeat(rng.random(len(n)), n)) / np.repeat(n, n)
+        return frames[np.argsort(place, kind='stable')]
+
+    def sample(self, first, count):
+        """Positions [first, first + count) of the endless stream of epochs -> frame ids."""
+        if not count:                                                  # a small set's share
+            return np.zeros(0, np.int64)
+        n = len(self.usable)
+        epochs = range(first // n, (first + count - 1) // n + 1)
+        for epoch in set(epochs) - set(self.orders):
+            recent = {e: order for e, order in self.orders.items() if e >= epochs[0] - 1}
+            self.orders = recent | {epoch: self.order(epoch)}
+        stream = np.concatenate([self.orders[e] for e in epochs])
+        return stream[first - epochs[0] * n:][:count]
+
+    # --- pictures -----------------------------------------------------------------------------
+
+    def read_rows(self, ids, out):
+        """Frames `ids` into out (B, G * G, p * p * 3): whole rows, copied once."""
+        if self.beyond_memory and hasattr(mmap, 'MADV_WILLNEED'):
+            # announce them all first: the disk then reads many at a time, in its own order
+            row = self.patches[0].nbytes
+            page = mmap.PAGESIZE
+            for i in ids.tolist():
+                at = i * row // page * page
+                self.patches._mmap.madvise(mmap.MADV_WILLNEED, at, row + page)
+        # mode='clip', or numpy copies twice
+        np.take(self.patches.view(np.ndarray), ids, axis=0, out=out, mode='clip')
+
+    def pictures(self, ids, c, device):
+        """-> patches (B, N, P) uint8 of the model's size, from the middle, on the device."""
+        import torch
+        raw = torch.from_numpy(self.patches[ids]).to(device)
+        middle = (self.meta['image_size'] - c.image_size) // self.meta['patch_size'] // 2
+        offset = torch.full((len(ids), 2), middle, device=device)
+        return window_patches(raw, offset, self.meta, c)
+
+    def read(self, ids, start, length, c, device):
+        """-> patches (B, N, P) uint8, tokens (B, T), pad (B, 1 + T) with [CLS], on the device."""
+        import torch
+        tokens, pad = (torch.from_numpy(x).to(device) for x in self.words(start, length))
+        pad = torch.nn.functional.pad(pad, (1, 0))
+        return self.pictures(ids, c, device), tokens, pad
+
+    def batches(self, pairs, c, device, batch_size):
+        """Yield (rows, patches, tokens, pad, noise (B, N + T)) of pairs (ids, start, length), as
+        read() gives them; the noise is always the same."""
+        import torch
+        ids, start, length = pairs
+        noise = torch.from_numpy(draw_noise(EVAL_SEED, 0, 0, len(ids), c.n_patches + c.text_len))
+        for rows in np.array_split(np.arange(len(ids)), -(-len(ids) // batch_size)):
+            batch = self.read(ids[rows], start[rows], length[rows], c, device)
+            yield rows, *batch, noise[rows].to(device)
+
+def window_patches(raw, offset, meta, c):
+    """Stored patches raw (B, G * G, p * p * 3) on the device -> the window at offset (B, 2) in
+    stored patches, regrouped to the model's patch size: (B, N, P)."""
+    import torch
+    p = meta['patch_size']
+    G = meta['image_size'] // p
+    g = c.image_size // p                                              # the window, in patches
+    m = c.patch_size // p                                              # the model's, in stored ones
+    at = torch.arange(g, device=raw.device)
+    row, column = offset[:, :1] + at, offset[:, 1:] + at
+    ids = (row[:, :, None] * G + column[:, None]).view(len(raw), g * g)
+    x = raw.gather(1, ids[..., None].expand(-1, -1, raw.shape[2]))
+    if m == 1:
+        return x
+    x = x.view(-1, g // m, m, g // m, m, p, p, 3).permute(0, 1, 3, 2, 5, 4, 6, 7)
+    return x.reshape(len(raw), (g // m) ** 2, (m * p) ** 2 * 3)
+
+# ----------------------------------------------------------------------------------------------
+# batches of one set or several
+
+def open_sets(data_dir, dataset, split, c, vocab, context_s, weights=(), seed=EVAL_SEED,
+              overfit=0):
+    """A split of each set named in `dataset` (a,b), for a model of VLConfig c -> [Frames]; those
+    without a frame to use are left out."""
+    names = dataset.split(',')
+    if weights and (len(weights) != len(names) or min(weights) < 0 or not sum(weights)):
+        sys.exit(f'error: --dataset_weights={weights}: expected a share of 0 or more '
+                 f'for each of {dataset}')
+    sets = []
+    for name, weight in zip(names, weights or [1.] * len(names)):
+        path = Path(data_dir) / name
+        meta = read_meta(path)
+        G, p = meta['image_size'], meta['patch_size']
+        fits = c.patch_size % p == 0 and c.image_size % p == 0 and c.image_size <= G
+        if not fits or G != c.full_size or sets and p != sets[0].meta['patch_size']:
+            sys.exit(f'error: {path} stores pictures of {G} px in patches of {p}: '
+                     f'patch_size={c.patch_size} must be a multiple of that, image_size='
+                     f'{c.image_size} no larger, and sets that are mixed must agree')
+        silent = not c.any('words')                                    # learns from pictures alone
+        sets.append(Frames(path, split, c.text_len, context_s, vocab, seed, weight, silent,
+                           overfit))
+    return [data for data in sets if len(data.usable) and data.weight]
+
+def draw_noise(key, it, first, count, n):
+    """Uniform float32 in [0, 1) for positions [first, first + count) of iteration `it`, (count, n):
+    a counter-based generator jumps to them."""
+    steps = -(-n // 8)                                                 # of four 64-bit words each
+    philox = np.random.Philox(key=np.array([key, it], np.uint64)).advance(first * steps)
+    words = philox.random_raw(count * steps * 4).view(np.uint32)
+    words = words.reshape(count, steps * 8)[:, :n]
+    return (words >> 8).astype(np.float32) * np.float32(2 ** -24)
+
+def mixture(weights, total):
+    """Which set each position of a global batch is of (total,): by weight, evenly interleaved."""
+    share = np.cumsum([0, *weights]) / np.sum(weights)
+    counts = np.diff(np.round(share * total).astype(int))
+    place = np.concatenate([(np.arange(n) + .5) / max(n, 1) for n in counts])
+    return np.repeat(np.arange(len(weights)), counts)[np.argsort(place, kind='stable')]
+
+def get_batch(sets, c, it, first, count, total, training=True):
+    """Positions [first, first + count) of the `total` of iteration `it`, as host tensors:
+    raw (B, G * G, p * p * 3) uint8, offset (B, 2), tokens, pad (B, T), video, ids (B,),
+    noise_image (B, N), noise_text (B, T), noise_rate (B,), noise_itm (B, B), or (B, 0) without itm.
+    Evaluation: no jitter, windows in the middle."""
+    import torch
+    T, N = c.text_len, c.n_patches
+    lead = sets[0]
+    noise = draw_noise(lead.seed, it, first, count, N + T + 6)
+    u = noise[:, N + T:]
+    batch = dict(
+        raw=torch.empty((count, *lead.patches.shape[1:]), dtype=torch.uint8,
+                        pin_memory=torch.cuda.is_available()),
+        offset=window_offsets(u[:, 3:5], lead.meta, c, training),
+        tokens=np.empty((count, T), np.int64), pad=np.empty((count, T), bool),
+        video=np.empty(count, np.int64), ids=np.empty(count, np.int64),
+        noise_image=noise[:, :N], noise_text=noise[:, N:N + T], noise_rate=u[:, 5],
+        # drawn apart, for its width is the rank's batch
+        noise_itm=draw_noise(lead.seed + 2 ** 32, it, first, count, count * c.has('itm')))
+
+    which = mixture([data.weight for data in sets], total)
+    for d, data in enumerate(sets):
+        mine = which == d
+        at = np.flatnonzero(mine[first:first + count])                 # its places in this batch
+        ids = data.sample(it * int(mine.sum()) + int(mine[:first].sum()), len(at))
+        start, length = data.spans(ids, u[at, :3] if training else None)
+        batch['tokens'][at], batch['pad'][at] = data.words(start, length)
+        batch['video'][at] = data.frames['video'][ids].astype(np.int64) + (d << 32)
+        batch['ids'][at] = ids
+        if len(sets) == 1:
+            data.read_rows(ids, batch['raw'].numpy())
+        else:
+            rows = np.empty((len(at), *lead.patches.shape[1:]), np.uint8)
+            data.read_rows(ids, rows)
+            batch['raw'].numpy()[at] = rows
+
+    raw = batch.pop('raw')
+    host = {k: torch.from_numpy(np.ascontiguousarray(v)) for k, v in batch.items()}
+    return dict(raw=raw) | host
+
+def window_offsets(u, meta, c, training):
+    """Where the model's window begins in each stored picture, in stored patches (B, 2): drawn by
+    u (B, 2), or in the middle."""
+    places = (meta['image_size'] - c.image_size) // meta['patch_size'] + 1     # per side
+    if training:
+        return (u * places).astype(np.int64)
+    return np.full(u.shape, (places - 1) // 2)
+
+def to_device(batch, meta, c, device):
+    """Host batch -> model.forward's: bytes over the bus, window and regrouping on the device."""
+    batch = {k: v.to(device, non_blocking=True) for k, v in batch.items()}
+    patches = window_patches(batch.pop('raw'), batch.pop('offset'), meta, c)
+    return batch | dict(patches=patches)

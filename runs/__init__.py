@@ -1,0 +1,1 @@
+"""Recipes, and the tasks that eval.py --task=<name> imports by name."""
