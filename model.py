@@ -134,8 +134,11 @@ class VLConfig:
             require(getattr(self, name) >= 1, f'{name}={getattr(self, name)} must be 1 or more')
         for name in ('keep_hi', 'keep_lo', 'mask_rate'):
             require(0 < getattr(self, name) <= 1, f'{name}={getattr(self, name)} must be a share')
-        require(self.keep_lo < 1, 'keep_lo=1 leaves nothing to paint')
+        require(not self.any('paints') or round(self.n_patches * self.keep_lo) < self.n_patches,
+                f'keep_lo={self.keep_lo} of {self.n_patches} patches leaves nothing to paint')
         require(0 <= self.distill < 1, f'distill={self.distill} must be a share below 1')
+        require(0 <= self.teacher_momentum <= 1,
+                f'teacher_momentum={self.teacher_momentum} must be from 0 to 1')
         require(self.queue_size >= 0, f'queue_size={self.queue_size} must be 0 or more')
         require(self.image_size % self.patch_size == 0,
                 f'image_size={self.image_size} is not a multiple of patch_size={self.patch_size}')
@@ -628,7 +631,8 @@ class VLModel(nn.Module):
 
         weighted = [getattr(c, name) * value for name, value in losses.items() if '/' not in name]
         loss = sum(weighted, batch['noise_rate'].new_zeros(()))
-        return loss, {name: value.detach() for name, value in losses.items()}
+        # cloned, or a compiler takes a loss of one objective and its copy for the same output
+        return loss, {name: value.detach().clone() for name, value in losses.items()}
 
     def show(self, batch):
         """What each part of a batch shows, hides and is asked for -> Shown."""

@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 import torch.utils.checkpoint
 
-from configurator import at_least, configure
+from configurator import at_least, configure, shares
 from data.arrays import EVAL_SEED, get_batch, open_sets, read_meta, read_tokens, to_device
 from data.tokens import EOT, build_keywords, build_vocab
 from data.weights import load_weights
@@ -60,7 +60,7 @@ min_lr = 1e-5
 warmup_iters = 100
 weight_decay = .05
 beta1, beta2 = .9, .98           # .98: the loss of a masked batch is noisy (ViLT, BERT)
-grad_clip = 1.0
+grad_clip = 1.0                  # 0: off
 # system
 seed = 0
 device = 'auto'                  # cuda, mps, cpu
@@ -257,7 +257,7 @@ class Checkpoints:
         self.writer = ThreadPoolExecutor(1)
         self.writing = None
 
-    def save(self, name, it, best):
+    def save(self, name, it):
         if RANK:
             return
         state = snapshot(dict(model=self.model.state_dict(), scaler=self.scaler.state_dict(),
@@ -266,7 +266,7 @@ class Checkpoints:
         knobs = {k: v for k, v in config.items() if k[0] != '_'}
         self.writing = self.writer.submit(
             save_checkpoint, Path(out_dir) / name, **state, config=knobs,
-            model_config=asdict(self.model.config), iter_num=it, best=best)
+            model_config=asdict(self.model.config), iter_num=it)
 
     def wait(self):
         """Until the last one is written -> whether it could be."""
@@ -485,20 +485,35 @@ def prepare_step(model, reader, dev, autocast):
         b.copy_(before[n])
     return step_model
 
-def judge(it, model, val_sets, dev, autocast, log):
-    """Validation after step it -> the entry of the log that best.pt is kept by; less is better."""
-    entry = dict(iter=it) | validate(model, val_sets, dev, autocast)
-    log.write(entry)
-    say(f'iter {it}: ' + ', '.join(f'{k} {v:.4f}' for k, v in entry.items() if k.count('/') == 1))
+def measure(entry):
+    """What best.pt is kept by; less is better."""
     if best_by not in entry:
-        sys.exit(f"error: --best_by={best_by} is not among {', '.join(list(entry)[1:])}")
+        sys.exit(f"error: --best_by={best_by} is not among {', '.join(entry)}")
     return -entry[best_by] if best_by.endswith('r1') else entry[best_by]
+
+def former_best(model, val_sets, dev, autocast):
+    """How good best.pt of this folder is, by what is measured today: its own number may be of
+    another --best_by, of other candidates or masks."""
+    path = Path(out_dir) / 'best.pt'
+    if not path.exists() or not val_sets:
+        return math.inf
+    now = snapshot(model.state_dict())
+    try:
+        model.load_state_dict(torch.load(path, map_location='cpu', weights_only=True)['model'])
+    except Exception:                                                  # no checkpoint of this run
+        return math.inf
+    best = measure(validate(model, val_sets, dev, autocast))
+    model.load_state_dict(now)
+    return best
 
 # ----------------------------------------------------------------------------------------------
 
 def main():  # noqa: C901, PLR0914, PLR0915  (nanoGPT's loop, read in one piece)
     at_least(globals(), log_interval=1, eval_iters=1, prefetch=1, gradient_accumulation_steps=1,
-             batch_size=1, seed=0, overfit=0)
+             batch_size=1, eval_interval=0, keep_interval=0, max_iters=0, warmup_iters=0, seed=0,
+             overfit=0, tflop_budget=0, learning_rate=0, min_lr=0, weight_decay=0, grad_clip=0,
+             context_s=0)
+    shares(globals(), 'beta1', 'beta2')
     if dry_run:
         return cost_of_config()
 
@@ -516,15 +531,14 @@ def main():  # noqa: C901, PLR0914, PLR0915  (nanoGPT's loop, read in one piece)
     start, best = 0, math.inf
     if checkpoint:
         go_on(checkpoint, model, optimizers, scaler)
-        start, best = checkpoint['iter_num'], checkpoint['best']
+        start = checkpoint['iter_num']
+        best = former_best(model, val_sets, dev, autocast)
     elif init_from:
         initialise(model)
     agree(start, dev)
 
     # the run's folder, and all that goes on beside the steps
-    log = Log(config, start, pairs_per_step())
-    if not checkpoint and RANK == 0:
-        (Path(out_dir) / 'best.pt').unlink(missing_ok=True)            # of an earlier run
+    log = Log(config, start, pairs_per_step(), anew=not checkpoint and former.exists())
     checkpoints = Checkpoints(model, optimizers, scaler)
     steps, gflop = announce(model, sets, val_sets, dev, precision)
     reader = Reader(sets, model.config, start)
@@ -537,12 +551,15 @@ def main():  # noqa: C901, PLR0914, PLR0915  (nanoGPT's loop, read in one piece)
         # a checkpoint, then validation: one that fails loses nothing
         if it >= steps or leave or eval_interval and it % eval_interval == 0:
             if it > start:
-                checkpoints.save('latest.pt', it, best)
+                log.begin()                                            # a former run is over
+                checkpoints.save('latest.pt', it)
             if val_sets and eval_interval and not leave:
-                value = judge(it, model, val_sets, dev, autocast, log)
+                entry = validate(model, val_sets, dev, autocast)
+                log.validation(it, entry)
+                value = measure(entry)
                 if it and value < best:
                     best = value
-                    checkpoints.save('best.pt', it, best)
+                    checkpoints.save('best.pt', it)
             log.mark = time.perf_counter()
         if it >= steps or leave:
             break
@@ -572,7 +589,7 @@ def main():  # noqa: C901, PLR0914, PLR0915  (nanoGPT's loop, read in one piece)
         if due or keep or leave or it >= steps:
             log.line(it, steps, reader, dev, gflop)
         if keep:
-            checkpoints.save(f'iter_{it:06d}.pt', it, best)
+            checkpoints.save(f'iter_{it:06d}.pt', it)
 
     # the last checkpoint is on the disk before we say that it is
     if not checkpoints.wait():

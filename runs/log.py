@@ -1,5 +1,5 @@
 """What a training run writes down: out_dir/log.jsonl, the lines of the screen, wandb."""
-import json, shutil, subprocess, sys, time
+import json, os, shutil, subprocess, sys, time
 from pathlib import Path
 
 import torch
@@ -8,52 +8,98 @@ import torch.distributed as dist
 from runs.machine import RANK, WORLD, memory_gb, peak_of, say
 
 class Log:
-    """config: train.py's settings; start: the first step; pairs: of a step of all ranks."""
-    def __init__(self, config, start, pairs):
+    """config: train.py's settings; start: the first step; pairs: of a step of all ranks; anew: the
+    folder holds a former run, which stays as it is until begin()."""
+    def __init__(self, config, start, pairs, anew=False):
         self.config = config
+        self.start = start
         self.pairs = pairs
         self.names = []                  # loss, mlm, ..., grad_norm
         self.micro = []                  # the losses of each micro-step of this step,
         self.history = []                # of each step since the last line,
         self.lrs = []
         self.mark = time.perf_counter()
-        out = Path(config['out_dir'])
-        self.path = out / 'log.jsonl'
+        self.full = False                # the disk
+        self.out = Path(config['out_dir'])
         try:
-            out.mkdir(parents=True, exist_ok=True)
-            self.path.touch()
+            self.out.mkdir(parents=True, exist_ok=True)
+            (self.out / 'log.jsonl').touch()
         except OSError as e:
-            sys.exit(f'error: cannot write to out_dir={out}: {e}')
-        self.wandb = None
-        if RANK == 0:
-            self.begin(out, start)
+            sys.exit(f'error: cannot write to out_dir={self.out}: {e}')
 
-    def begin(self, out, start):
         # the log of a run that died may go beyond its checkpoint
-        lines = self.path.read_text(errors='replace').splitlines(keepends=True)
-        lines = [line for line in lines if line.endswith('}\n')]
-        self.path.write_text(''.join(x for x in lines if json.loads(x)['iter'] < start))
+        text = (self.out / 'log.jsonl').read_text(errors='replace')
+        whole = [line for line in text.splitlines() if line.endswith('}')]
+        self.lines = [line for line in whole if json.loads(line)['iter'] < start]
+        self.pending = True              # these lines are not yet what is in the file
+        self.wandb = self.open_wandb(anew)
+        if not anew:
+            self.begin()
 
+    def open_wandb(self, anew):
+        project, name = self.config['wandb_project'], self.out / 'wandb_id'
+        if not project or RANK:
+            return None
+        try:
+            import wandb
+            known = name.exists() and not anew
+            run = wandb.init(project=project, name=str(self.out), config=self.config,
+                             id=name.read_text() if known else None, resume='allow')
+            name.write_text(run.id)
+            return wandb
+        except ImportError:
+            sys.exit('error: --wandb_project needs wandb: pip install wandb')
+        except Exception as e:
+            sys.exit(f'error: --wandb_project={project}: {type(e).__name__}: '
+                     f'{str(e).splitlines()[0]}')
+
+    def begin(self):
+        """The former run of the folder, if there is one, is over: its best weights go, and its log
+        but for the steps before this start."""
+        if not self.pending or RANK:
+            return
+        self.pending = False
         git = ''
         if shutil.which('git'):
             git = subprocess.run(['git', 'rev-parse', 'HEAD'], capture_output=True, text=True,
                                  cwd=Path(__file__).parent).stdout.strip()
         made_by = {'_git': git, '_torch': torch.__version__}
-        (out / 'config.json').write_text(json.dumps(self.config | made_by, indent=1))
-        if project := self.config['wandb_project']:
-            try:
-                import wandb
-            except ImportError:
-                sys.exit('error: --wandb_project needs wandb: pip install wandb')
-            wandb.init(project=project, name=str(out), config=self.config, resume='allow')
-            self.wandb = wandb
+        if not self.start:
+            (self.out / 'best.pt').unlink(missing_ok=True)
+        self.put('config.json', json.dumps(self.config | made_by, indent=1))
+        self.put('log.jsonl', ''.join(line + '\n' for line in self.lines))
+
+    def put(self, name, text, mode='w'):
+        """A full disk costs lines of the log, not the run."""
+        path = self.out / name
+        try:
+            if mode == 'w':                                            # whole, or as it was
+                part = self.out / f'{name}.part'
+                part.write_text(text)
+                os.replace(part, path)
+            else:
+                with open(path, mode) as f:
+                    f.write(text)
+        except OSError as e:
+            if not self.full:
+                print(f'warning: {path} not written ({e}); the run goes on without')
+            self.full = True
 
     def write(self, entry):
-        if RANK == 0:
-            with open(self.path, 'a') as f:
-                f.write(json.dumps(entry) + '\n')
+        if RANK:
+            return
+        line = json.dumps(entry)
+        if self.pending:
+            self.lines.append(line)
+        else:
+            self.put('log.jsonl', line + '\n', 'a')
         if self.wandb:
             self.wandb.log(entry, step=entry['iter'])
+
+    def validation(self, it, entry):
+        self.write(dict(iter=it) | entry)
+        say(f'iter {it}: ' + ', '.join(f'{k} {v:.4f}' for k, v in entry.items()
+                                       if k.count('/') == 1))
 
     def add(self, loss, terms):
         """Of a micro-step."""

@@ -774,6 +774,119 @@ def test_everything_resumes_exactly(scenes, knob, tmp_path, monkeypatch):
     ), 'it follows, later'
 
 
+def best_of(out):
+    return torch.load(out / 'best.pt', weights_only=True)
+
+
+def test_best_stays_the_best_when_a_run_is_extended(scenes, knob, tmp_path):
+    """It ends between two validations, is extended, and diverges: best.pt is of before."""
+    out = tmp_path / 'run'
+    run(knob, scenes, out, max_iters=10)
+    before = best_of(out)
+    log = run(knob, scenes, out, max_iters=18, eval_interval=6, learning_rate=30.0, min_lr=30.0)
+    last = [x for x in log if 'val/loss' in x][-1]
+    assert last['iter'] == 18 and last['val/loss'] > 20 and before['iter_num'] > 0
+    assert best_of(out)['iter_num'] == before['iter_num']
+    assert same_weights(best_of(out)['model'], before['model'])
+
+
+@pytest.mark.parametrize(
+    'other',
+    [dict(best_by='val/t2i_r1'), dict(batch_size=64), dict(eval_iters=1)],
+)
+def test_best_is_judged_by_todays_measure(scenes, knob, tmp_path, other):
+    """--best_by, the candidates of the contrast or the weights change at a resume: neither frozen
+    nor replaced at once."""
+    out = tmp_path / 'run'
+    run(knob, scenes, out, **(dict(best_by='val/i2t_r1') if 'best_by' not in other else {}))
+    assert best_of(out)['iter_num'] > 0
+    log = run(knob, scenes, out, **(dict(max_iters=20, best_by='val/loss') | other))
+    kept, name = best_of(out)['iter_num'], other.get('best_by', 'val/loss')
+    values = {x['iter']: x[name] * (-1 if name.endswith('r1') else 1) for x in log if name in x}
+    new = {it: value for it, value in values.items() if it > 12}
+    if kept > 12:  # better than all before it
+        assert new[kept] == min(new.values())
+    else:
+        former = run(
+            knob,
+            scenes,
+            tmp_path / 'judge',
+            init_from=str(out / 'best.pt'),
+            max_iters=0,
+            **{k: v for k, v in other.items() if k != 'best_by'},
+        )
+        value = former[0][name] * (-1 if name.endswith('r1') else 1)
+        assert value <= min(new.values())
+
+
+def test_a_start_that_fails_loses_nothing_of_the_former_run(scenes, knob, tmp_path, monkeypatch):
+    """Started anew over a finished run: no wandb, a mistyped measure, a loss that is not finite."""
+    out = tmp_path / 'run'
+    run(knob, scenes, out)
+    before = {p.name: p.read_bytes() for p in out.iterdir()}
+    fake = types.ModuleType('wandb')
+
+    def init(**_):
+        raise RuntimeError('No API key configured. Use `wandb login`.\nmore')
+
+    fake.init = init
+    for values, words in (
+        (dict(wandb_project='x'), ['--wandb_project=x', 'No API key']),
+        (dict(best_by='val/lss', eval_interval=4), ['--best_by=val/lss']),
+        (dict(learning_rate=1e30, min_lr=1e30, warmup_iters=0, log_interval=1), ['not finite']),
+    ):
+        monkeypatch.setitem(sys.modules, 'wandb', fake)
+        fails(None, words, lambda: run(knob, scenes, out, resume=False, eval_iters=1, **values))
+        assert {p.name: p.read_bytes() for p in out.iterdir()} == before
+    log = run(knob, scenes, out, resume=False, max_iters=3, eval_interval=2)
+    assert [x['iter'] for x in log if 'loss' in x] == [0, 1, 2] and 'seed' in train.config
+    assert json.loads((out / 'config.json').read_text())['max_iters'] == 3
+
+
+def test_a_resumed_run_is_the_same_run_of_wandb(scenes, knob, tmp_path, monkeypatch):
+    fake, ids, logged = types.ModuleType('wandb'), [], []
+
+    def init(id=None, **_):
+        ids.append(id)
+        return types.SimpleNamespace(id=id or f'new{len(ids)}')
+
+    fake.init, fake.log = init, lambda entry, step: logged.append(step)
+    monkeypatch.setitem(sys.modules, 'wandb', fake)
+    run(knob, scenes, tmp_path / 'run', wandb_project='x', max_iters=2)
+    run(knob, scenes, tmp_path / 'run', wandb_project='x', max_iters=3)
+    run(knob, scenes, tmp_path / 'run', wandb_project='x', max_iters=1, resume=False)
+    assert ids == [None, 'new1', None] and {0, 1, 2} <= set(logged)
+
+
+def test_a_full_disk_costs_lines_of_the_log_not_the_run(
+    scenes, knob, tmp_path, capsys, monkeypatch
+):
+    out = tmp_path / 'run'
+    run(knob, scenes, out, max_iters=4)
+    former = read_log(out)
+
+    def full(*_):
+        raise OSError(28, 'No space left on device')
+
+    monkeypatch.setattr('runs.log.open', full, raising=False)
+    log = run(knob, scenes, out, max_iters=8)
+    assert log == [line for line in former if line['iter'] < 4]
+    assert capsys.readouterr().out.count('No space left on device); the run goes on without') == 1
+    assert torch.load(out / 'latest.pt', weights_only=True)['iter_num'] == 8
+
+
+@pytest.mark.filterwarnings('ignore')
+def test_one_objective_compiles_to_something_differentiable(scenes, knob, tmp_path, capsys):
+    """By inductor: the loss and its logged copy are two outputs."""
+    values = dict(parts='clean:1', mlm=0.0, mim=0.0, n_unimodal=3, max_iters=2, eval_interval=0)
+    eager = run(knob, scenes, tmp_path / 'eager', **values)
+    compiled = run(knob, scenes, tmp_path / 'compiled', **values, compile=True)
+    assert 'torch.compile failed' not in capsys.readouterr().out
+    for a, b in zip(eager, compiled):
+        assert a['loss'] == pytest.approx(b['loss'], rel=1e-4)
+        assert a['grad_norm'] == pytest.approx(b['grad_norm'], rel=1e-3)
+
+
 @pytest.mark.parametrize(
     'preset, objectives',
     dict(
@@ -868,6 +981,12 @@ def test_mistakes_are_one_line(scenes, knob, tmp_path, capsys):
     fails(capsys, ['n_head'], go(n_head=5))
     fails(capsys, ['joint layers'], go(n_unimodal=3))
     fails(capsys, ['--log_interval must be 1'], go(log_interval=0))
+    for name in 'grad_clip', 'weight_decay', 'learning_rate', 'min_lr', 'context_s', 'max_iters':
+        fails(capsys, [f'--{name} must be 0 or more'], go(**{name: -1}))
+    fails(capsys, ['--beta1 must be from 0 to below 1'], go(beta1=1))
+    fails(capsys, ['--beta2 must be from 0 to below 1'], go(beta2=1.5))
+    fails(capsys, ['teacher_momentum=-1'], go(teacher_momentum=-1))
+    fails(capsys, ['nothing to paint'], go(keep_lo=0.99))
     fails(capsys, ['patch_size=0 must be 1'], go(patch_size=0))
     fails(capsys, ['--device=gpu'], go(device='gpu'))
     fails(capsys, ['--dataset_weights', 'a share'], go(dataset_weights=(1.0, 2.0)))
