@@ -7,10 +7,10 @@ from conftest import ROOT
 
 BUDGET = {                       # lines as ruff formats them: were, at most
     'configurator.py': (198, 210),
-    'prepare.py': (2007, 790),
-    'model.py': (1474, 1130),
-    'train.py': (1179, 620),
-    'eval.py': (2058, 550),
+    'prepare.py': (2007, 720),
+    'model.py': (1474, 1150),
+    'train.py': (1179, 800),
+    'eval.py': (2058, 540),
 }
 CODE = '*.py config/*.py data/*.py data/*/*.py runs/*.py runs/*.sh tests/*.py'.split()
 PATHS = [path for pattern in CODE for path in sorted(ROOT.glob(pattern))]
@@ -44,7 +44,6 @@ def nodes(kinds, names=BUDGET):
     return [node for f in names for node in ast.walk(TREE[f]) if isinstance(node, kinds)]
 
 def per_100(kinds, chosen=bool):
-    """Nodes per 100 lines of the five files."""
     found = [n for n in nodes(ast.AST) if re.search(kinds, type(n).__name__) and chosen(n)]
     return round(100 * len(found) / sum(TEXT[f].count('\n') for f in BUDGET), 1)
 
@@ -54,7 +53,6 @@ def double(node):
     return pair or len(node.targets) > 1
 
 def scopes(name):
-    """Of the functions of a file."""
     found = [symtable.symtable(TEXT[name], name, 'exec')]
     for scope in found:
         found += scope.get_children()
@@ -79,7 +77,7 @@ def knobs(name):
     return [n.id for a in plain for n in ast.walk(a) if isinstance(n, ast.Name) and n.id.islower()]
 
 def declared_twice():
-    """Settings of a script, and fields of a dataclass it hands to configure."""
+    """By a script and by a dataclass that it hands to configure."""
     found = []
     for script, handed in (('train.py', 'VLConfig'), ('eval.py', 'Knobs')):
         for node in nodes(ast.ClassDef, PYTHON):
@@ -93,14 +91,15 @@ def hidden_knobs():
     return [(f, name) for f, name in names if name in knobs(f)]
 
 def writers():
-    write = r'(globals\(\)|vars\(\w+\)|namespace)(\[.*?\] *= |\.update\()|setattr\(|^ *global '
-    return [(f, x) for f in PYTHON for x in TEXT[f].splitlines() if re.search(write, x)]
+    how = r'(globals\(\)|vars\(\w+\)|namespace)(\[.*?\] *= |\.update)|setattr\((?!self)|^ *global '
+    return [(f, x) for f in PYTHON for x in TEXT[f].splitlines() if re.search(how, x)]
 
 def circles():
     """Modules that import themselves through others."""
     below = {}
     for f in PYTHON:
-        found = re.findall(r'^ *(?:from (\S+) )?import (\S+)', TEXT[f], re.M)
+        lines = map(ast.unparse, nodes((ast.Import, ast.ImportFrom), [f]))
+        found = re.findall(r'(?:from (\S+) )?import (\S+)', '\n'.join(lines))
         below[f[:-3].replace('/', '.')] = {x for a, b in found for x in (a, b, f'{a}.{b}')}
     below['eval'] |= {m for m in below if m.startswith('runs.')}       # by name
     for _ in below:
