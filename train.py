@@ -8,7 +8,7 @@
 Ctrl-C or a crash, then the same command: the run goes on from out_dir/latest.pt exactly where it
 was. The model's own knobs stand in model.py, in VLConfig; they are flags like the ones below.
 """
-import functools, json, math, os, shutil, signal, subprocess, sys, time, warnings
+import functools, math, os, signal, sys, time, warnings
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -26,7 +26,8 @@ from data.tokens import EOT, build_keywords, build_vocab
 from data.weights import load_weights
 from model import OBJECTIVES, VLConfig, VLModel
 from runs.cost import cost, print_cost
-from runs.machine import LOCAL_RANK, RANK, WORLD, meet, memory_gb, open_device, peak_of, say
+from runs.log import Log
+from runs.machine import LOCAL_RANK, RANK, WORLD, meet, open_device, say
 
 # I/O
 out_dir = 'out/run'              # latest.pt, best.pt, config.json, log.jsonl
@@ -76,7 +77,7 @@ def pairs_per_step():
 # data and model
 
 def set_up():
-    """-> the device, the context that a forward pass runs in, the scaler of float16's gradients."""
+    """-> the device, the precision of the forward pass: float32, bfloat16 or float16."""
     dev = open_device(device, LOCAL_RANK)
     if dev.type == 'cuda':
         torch.cuda.set_device(dev)
@@ -88,14 +89,10 @@ def set_up():
     torch.use_deterministic_algorithms(deterministic)
     torch.manual_seed(seed)
 
-    precision = dtype
-    if dtype == 'auto':
-        fast = dev.type == 'cuda' and torch.cuda.is_bf16_supported()
-        precision = 'bfloat16' if fast else 'float32'
-    autocast = nullcontext
-    if precision != 'float32':
-        autocast = functools.partial(torch.autocast, dev.type, getattr(torch, precision))
-    return dev, autocast, torch.amp.GradScaler(dev.type, enabled=precision == 'float16')
+    if dtype != 'auto':
+        return dev, dtype
+    fast = dev.type == 'cuda' and torch.cuda.is_bf16_supported()
+    return dev, 'bfloat16' if fast else 'float32'
 
 def read_vocab():
     """-> vocab (V,), word_start (V + 2,) of the training sets."""
@@ -400,6 +397,11 @@ class Reader:
         host = get_batch(self.sets, self.c, it, first, batch_size, pairs_per_step())
         return {k: v.pin_memory() for k, v in host.items()} if torch.cuda.is_available() else host
 
+    def frames_of(self, it):
+        """The frames that step it of all ranks learns from."""
+        total = pairs_per_step()
+        return get_batch(self.sets, self.c, it, 0, total, total)['ids'].tolist()
+
     def next(self):
         while len(self.upcoming) < prefetch:
             self.upcoming.append(self.thread.submit(self.read, self.at))
@@ -430,111 +432,7 @@ class Stop:
         dist.all_reduce(told)
         return bool(told)
 
-class Log:
-    """out_dir/log.jsonl, a line of the screen every log_interval steps, wandb if asked for."""
-    def __init__(self, start):
-        self.history, self.micro, self.names = [], [], []
-        self.mark = time.perf_counter()
-        out = Path(out_dir)
-        self.path = out / 'log.jsonl'
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-            self.path.touch()
-        except OSError as e:
-            sys.exit(f'error: cannot write to out_dir={out_dir}: {e}')
-        if RANK:
-            return
-
-        # the log of a run that died may go beyond its checkpoint
-        lines = self.path.read_text(errors='replace').splitlines(keepends=True)
-        lines = [line for line in lines if line.endswith('}\n')]
-        self.path.write_text(''.join(x for x in lines if json.loads(x)['iter'] < start))
-        git = ''
-        if shutil.which('git'):
-            git = subprocess.run(['git', 'rev-parse', 'HEAD'], capture_output=True, text=True,
-                                 cwd=Path(__file__).parent).stdout.strip()
-        made_by = {'_git': git, '_torch': torch.__version__}
-        (out / 'config.json').write_text(json.dumps(config | made_by, indent=1))
-        if wandb_project:
-            try:
-                import wandb
-            except ImportError:
-                sys.exit('error: --wandb_project needs wandb: pip install wandb')
-            wandb.init(project=wandb_project, name=out_dir, config=config, resume='allow')
-
-    def write(self, entry):
-        if RANK == 0:
-            with open(self.path, 'a') as f:
-                f.write(json.dumps(entry) + '\n')
-            if wandb_project:
-                import wandb
-                wandb.log(entry, step=entry['iter'])
-
-    def add(self, loss, terms):
-        """Of a micro-step."""
-        self.names = ['loss', *terms, 'grad_norm']
-        self.micro.append(torch.stack([loss.detach(), *terms.values()]))
-
-    def step(self, norm):
-        """Of all its micro-steps."""
-        self.history.append(torch.cat([torch.stack(self.micro).mean(0), norm[None]]))
-        self.micro = []
-
-    def values(self):
-        """-> (steps since the last line, names), the mean over ranks."""
-        values = torch.stack(self.history).float()
-        if WORLD > 1:
-            dist.all_reduce(values)
-        return values.cpu() / WORLD
-
-    def line(self, it, steps, reader, dev, gflop):
-        """After step it: every step since the last line to the file, their mean to the screen."""
-        values = self.values()
-        n = len(values)
-        # the gradients of float16 may be infinite: such steps are skipped
-        checked = values[:, :-1] if dtype == 'float16' else values
-        if not checked.isfinite().all():
-            self.not_finite(values, it - n, reader)
-
-        took = time.perf_counter() - self.mark
-        speed = dict(pairs_per_s=n * pairs_per_step() / took, ms=1000 * took / n,
-                     wait=reader.waited / took, memory_gb=memory_gb(dev))
-        if gflop:
-            speed['tflop_per_s'] = gflop * speed['pairs_per_s'] / 1e3
-            if peak := peak_of(dev):
-                speed['mfu'] = speed['tflop_per_s'] / WORLD / peak
-        for i, row in enumerate(values.tolist(), it - n):
-            entry = dict(iter=i) | dict(zip(self.names, row)) | dict(lr=get_lr(i, steps))
-            self.write(entry | speed if i == it - 1 else entry)
-        self.print(it, steps, dict(zip(self.names, values.mean(0).tolist())), speed)
-        self.history, reader.waited = [], 0.
-        self.mark = time.perf_counter()
-
-    def print(self, it, steps, mean, speed):
-        losses = [f'{k} {v:.3f}' for k, v in mean.items() if '/' not in k]
-        pace = speed['pairs_per_s']
-        told = [f"{speed['ms']:.0f} ms", f'{pace:.{0 if pace >= 10 else 2}f} pairs/s']
-        if 'tflop_per_s' in speed:
-            told.append(f"{speed['tflop_per_s']:.3g} TFLOP/s")
-        if 'mfu' in speed:
-            told.append(f"MFU {100 * speed['mfu']:.1f} %")
-        told += [f"{100 * speed['wait']:.1f} % waiting for data", f"{speed['memory_gb']:.2f} GB"]
-        left = int((steps - it) * speed['ms'] / 1000)
-        say(f"iter {it}/{steps} | {' '.join(losses)} | lr {get_lr(it - 1, steps):.1e} | "
-            f"{', '.join(told)} | ETA {left // 3600}:{left // 60 % 60:02d}:{left % 60:02d}")
-
-    def not_finite(self, values, first, reader):
-        """A loss is NaN or infinite: say which, when and on which samples, and end."""
-        row = int((~values.isfinite()).any(1).nonzero()[0])
-        wrong = [name for name, v in zip(self.names, values[row]) if not v.isfinite()]
-        total = pairs_per_step()
-        ids = get_batch(reader.sets, reader.c, first + row, 0, total, total)['ids'].tolist()
-        sys.exit(f"error: {', '.join(w for w in wrong if w != 'loss')} not finite at iteration "
-                 f'{first + row}, on frames {str(ids)[:300]}. The checkpoints are from before it. '
-                 'Lower --learning_rate, or take --dtype=float32; '
-                 'the same samples come again at this iteration')
-
-def announce(model, sets, val_sets, dev):
+def announce(model, sets, val_sets, dev, precision):
     """What is about to happen -> number of steps, counted GFLOP per pair or None."""
     c, steps, gflop = model.config, max_iters, None
     if tflop_budget or count_flops or count_flops is None and dev.type == 'cuda':
@@ -548,7 +446,7 @@ def announce(model, sets, val_sets, dev):
         held_out = 'no validation set (too few videos?), so best.pt is not kept'
     say(f'{dataset}: {n} training frames with words, vocabulary {c.vocab_size}, {held_out}')
     size = sum(p.numel() for p in model.parameters() if p.requires_grad) / 1e6
-    say(f"{size:.2f} M parameters{' and a teacher' if c.teacher else ''} on {dev}, {dtype}; "
+    say(f"{size:.2f} M parameters{' and a teacher' if c.teacher else ''} on {dev}, {precision}; "
         f'{pairs_per_step()} pairs per step = {WORLD} ranks x {batch_size} x '
         f'{gradient_accumulation_steps}; {steps} steps are '
         f'{steps * pairs_per_step() / n:.1f} epochs')
@@ -598,14 +496,18 @@ def judge(it, model, val_sets, dev, autocast, log):
 
 # ----------------------------------------------------------------------------------------------
 
-def main():
+def main():  # noqa: C901, PLR0914, PLR0915  (nanoGPT's loop, read in one piece)
     at_least(globals(), log_interval=1, eval_iters=1, prefetch=1, gradient_accumulation_steps=1,
              batch_size=1, seed=0, overfit=0)
     if dry_run:
         return cost_of_config()
 
     # data, model, optimizers; a former run in this folder goes on
-    dev, autocast, scaler = set_up()
+    dev, precision = set_up()
+    autocast = nullcontext
+    if precision != 'float32':
+        autocast = functools.partial(torch.autocast, dev.type, getattr(torch, precision))
+    scaler = torch.amp.GradScaler(dev.type, enabled=precision == 'float16')
     former, checkpoint = Path(out_dir) / 'latest.pt', None
     if resume and former.exists():
         checkpoint = read_former(former)
@@ -620,11 +522,11 @@ def main():
     agree(start, dev)
 
     # the run's folder, and all that goes on beside the steps
-    log = Log(start)
+    log = Log(config, start, pairs_per_step())
     if not checkpoint and RANK == 0:
         (Path(out_dir) / 'best.pt').unlink(missing_ok=True)            # of an earlier run
     checkpoints = Checkpoints(model, optimizers, scaler)
-    steps, gflop = announce(model, sets, val_sets, dev)
+    steps, gflop = announce(model, sets, val_sets, dev, precision)
     reader = Reader(sets, model.config, start)
     step_model = prepare_step(model, reader, dev, autocast)
     stop, began = Stop(), time.perf_counter()
@@ -645,9 +547,9 @@ def main():
         if it >= steps or leave:
             break
 
-        # the learning rate of this step
+        lr = get_lr(it, steps)
         for group in groups_of(optimizers):
-            group['lr'] = get_lr(it, steps)
+            group['lr'] = lr
 
         # forward and backward; ranks exchange their gradients at the last micro-step
         for micro in range(gradient_accumulation_steps):
@@ -659,7 +561,7 @@ def main():
             log.add(loss, terms)
 
         # the step; the teacher follows
-        log.step(update(model, optimizers, scaler))
+        log.step(update(model, optimizers, scaler), lr)
         model.follow(it)
         it += 1
 
