@@ -1,8 +1,8 @@
 """Others' training steps on the arrays and at the size of config/bench.py, then the table with our
 rows: out/bench/table.md.
 
-From scratch, with AdamW: transformers' ViLT doing its masked-word pass alone; a CLIP of two towers (12 layers of
-width 512 for the words).
+From scratch, AdamW: transformers' ViLT doing its masked-word pass alone; a CLIP of two towers (12
+layers of width 512 for the words).
 """
 import json, sys, time
 from dataclasses import fields
