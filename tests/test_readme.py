@@ -9,6 +9,7 @@ README = (ROOT / 'README.md').read_text(encoding='utf-8')
 RESULTS = (ROOT / 'runs/RESULTS.md').read_text(encoding='utf-8')
 PLACES = ['*.py', 'config/*.py', 'data/*.py', 'data/*/*.py', 'runs/*.py', 'runs/*.sh']
 SOURCES = [path.read_text(encoding='utf-8') for place in PLACES for path in ROOT.glob(place)]
+SOURCE_OF_EVAL = (ROOT / 'eval.py').read_text(encoding='utf-8')
 TEXTS = re.sub(r'\\\n\s*', '', '\n'.join([README, RESULTS, *SOURCES]))         # continued lines
 COMMAND = r'''(?:python|nproc_per_node=\d+) ((?:\w+/)*\w+\.py(?: "[^"\n]*"| [^#\s;"'`<&|]+)*)'''
 COMMANDS = sorted({c.rstrip(').,:') for c in re.findall(COMMAND, TEXTS) if '$' not in c})
@@ -27,10 +28,13 @@ def settings(name, script, argv):
         return [VLConfig]
     found = []
     if name == 'eval.py':
-        task = [a.partition('=')[2] for a in argv if a.startswith('--task=')] or [script.task]
-        files = [f'runs/{t}.py' for t in task[-1].split(',')]
-        tasks = [load(f) for f in files if (ROOT / f).exists()]
-        found = [module.Knobs for module in tasks if hasattr(module, 'Knobs')]
+        given = [a.partition('=')[2] for a in argv if a.startswith('--task=')]
+        for task in (given or [script.task])[-1].split(','):
+            if (ROOT / f'runs/{task}.py').exists():
+                module = load(f'runs/{task}.py')
+                found += [module.Knobs] if hasattr(module, 'Knobs') else []
+            else:
+                assert re.search(rf'\b{task}\b', SOURCE_OF_EVAL), f'there is no task {task}'
     return found
 
 
