@@ -49,7 +49,7 @@ def clip(c):
     return net, loss
 
 def measure(make, c, batches, dev, way):
-    """-> a peer's row: the median of the steps after two."""
+    """-> a row: the median of the steps after two."""
     from torch.utils.flop_counter import FlopCounterMode
     cuda = dev.type == 'cuda'
     net, loss = make(c)

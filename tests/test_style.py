@@ -91,7 +91,7 @@ def hidden_knobs():
     return [(f, name) for f, name in names if name in knobs(f)]
 
 def writers():
-    how = r'(globals\(|vars\((?!cfg)\w+|space)\)?(\[.*?\] *= |\.update)|setattr\((?!self)|^ *global '
+    how = r'(globals\(|vars\((?!cfg)\w+|space)\)?(\[.*?\] = |\.update)|setattr\((?!self)|^ *global '
     return [(f, x) for f in PYTHON for x in TEXT[f].splitlines() if re.search(how, x)]
 
 def circles():
