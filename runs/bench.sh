@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# How fast is one training step here, beside others' on the same machine -> out/bench/table.md. train.py itself at the reference setting, over real arrays.
-#   bash runs/bench.sh                       on a GPU: compiled, eager, peers; on a CPU: small batches, about 10 minutes
+# How fast is one training step here, beside others' on the same machine -> out/bench/table.md.
+# train.py itself at the reference setting, over real arrays.
+#   bash runs/bench.sh                       GPU: compiled, eager, peers; CPU: small, 10 minutes
 #   bash runs/bench.sh --batch_size=256      flags go to train.py and to the peers
-#   INSTALL=no bash runs/bench.sh            with the packages that are there
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/env.sh"
-[ "${INSTALL:-yes}" = no ] || python -m pip install --quiet transformers       # the peers; without it only our rows
+# the peers; without it only our rows
+[ "${INSTALL:-yes}" = no ] || python -m pip install --quiet transformers
 [ -f data/bench/meta.json ] || {
     python data/scenes/prepare.py --size=272 --n_videos=60 --out=data/scenes/videos272
     python prepare.py data/scenes/videos272 --dataset=bench --image_size=272 --patch_size=16
@@ -13,7 +14,8 @@ set -euo pipefail
 if python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
     python train.py config/bench.py --out_dir=out/bench/compiled "$@"
     python train.py config/bench.py --out_dir=out/bench/eager --compile=false "$@"
-else # Muon's share of a step of so few pairs would be two thirds: AdamW, like the peers
+else
+    # Muon's share of a step of so few pairs would be two thirds: AdamW, like the peers
     set -- --batch_size=16 --max_iters=4 --log_interval=1 --muon=false "$@"
     python train.py config/bench.py --out_dir=out/bench/float32 "$@"
     python train.py config/bench.py --out_dir=out/bench/bfloat16 --dtype=bfloat16 "$@"

@@ -1,103 +1,140 @@
-"""Others' training steps on the arrays and at the size of config/bench.py, then the table with our rows: out/bench/table.md.   Called by runs/bench.sh.
+"""Others' training steps on the arrays and at the size of config/bench.py, then the table with our
+rows: out/bench/table.md.
 
-Peers, from scratch, forward + backward + AdamW: transformers' ViLT doing its masked-word pass alone; a CLIP of two towers (ViT-B/16, and 12 layers of width 512
-for the words), which is open_clip's and transformers' layout.
+From scratch, AdamW: transformers' ViLT doing its masked-word pass alone; a CLIP of two towers (12
+layers of width 512 for the words).
 """
 import json, sys, time
+from dataclasses import fields
 from pathlib import Path
+
 import numpy as np
 import torch
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import train
-from configurator import configure
-from model import VLConfig, unpatchify
+from configurator import ConfigError, parse
+from data.arrays import open_sets, read_meta, unpatchify
+from model import VLConfig
+from runs.machine import memory_gb, open_device, peak_of
 
-def vilt(c, V):
+V = 50257
+HEADS = ('| training step | ms | pairs/s | GFLOP per pair | TFLOP/s | MFU | memory, GB '
+         '| waiting for data |')
+COLUMNS = dict(ms='.0f', pairs_per_s='.4g', gflop='.1f', tflop_per_s='.3g', mfu='.1%',
+               memory_gb='.1f', wait='.2%')
+
+def size(c):
+    return dict(hidden_size=c.n_embd, intermediate_size=4 * c.n_embd, num_hidden_layers=c.n_layer,
+                num_attention_heads=c.n_head, image_size=c.image_size, patch_size=c.patch_size)
+
+def vilt(c):
     from transformers import ViltConfig, ViltForMaskedLM
-    net = ViltForMaskedLM(ViltConfig(vocab_size=V, max_position_embeddings=c.text_len, hidden_size=c.n_embd, num_hidden_layers=c.n_layer, num_attention_heads=c.n_head,
-                                     intermediate_size=4 * c.n_embd, image_size=c.image_size, patch_size=c.patch_size, hidden_dropout_prob=0., qkv_bias=True))
-    def loss(pixels, tokens, pad):
+    net = ViltForMaskedLM(ViltConfig(vocab_size=V, max_position_embeddings=c.text_len, **size(c)))
+
+    def loss(pixels, tokens, mask):
         hidden = torch.rand(tokens.shape, device=tokens.device) < .15
-        return net(input_ids=torch.where(hidden, 0, tokens), attention_mask=(~pad).long(), pixel_values=pixels, labels=torch.where(hidden, tokens, -100)).loss
+        return net(input_ids=torch.where(hidden, 0, tokens), attention_mask=mask,
+                   pixel_values=pixels, labels=torch.where(hidden, tokens, -100)).loss
     return net, loss
 
-def clip(c, V):
+def clip(c):
     from transformers import CLIPConfig, CLIPModel
-    net = CLIPModel(CLIPConfig(projection_dim=512, vision_config=dict(hidden_size=c.n_embd, intermediate_size=4 * c.n_embd, num_hidden_layers=c.n_layer,
-                               num_attention_heads=c.n_head, image_size=c.image_size, patch_size=c.patch_size, projection_dim=512),
-                               text_config=dict(vocab_size=V, hidden_size=512, intermediate_size=2048, num_hidden_layers=12, num_attention_heads=8,
-                               max_position_embeddings=c.text_len, projection_dim=512, eos_token_id=V - 1, pad_token_id=0, bos_token_id=V - 1)))
-    def loss(pixels, tokens, pad):
-        return net(input_ids=tokens, attention_mask=(~pad).long(), pixel_values=pixels, return_loss=True).loss
+    text = dict(vocab_size=V, max_position_embeddings=c.text_len, pad_token_id=0,
+                bos_token_id=V - 1, eos_token_id=V - 1)
+    net = CLIPModel(CLIPConfig(vision_config=size(c), text_config=text))
+
+    def loss(pixels, tokens, mask):
+        return net(tokens, pixels, mask, return_loss=True).loss
     return net, loss
 
-def measure(make, c, batches, dev, precision, compile, steps):
-    """-> dict(ms, pairs_per_s, gflop, memory_gb): the median of `steps` steps after two."""
+def measure(make, c, batches, dev, way):
+    """-> a row: the median of the steps after two."""
     from torch.utils.flop_counter import FlopCounterMode
-    net, loss = make(c, 50257)
+    cuda = dev.type == 'cuda'
+    net, loss = make(c)
     net.to(dev).train()
-    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-4, fused=dev.type == 'cuda')
-    if dev.type == 'cuda':
+    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-4, fused=cuda)
+    if cuda:
         torch.cuda.reset_peak_memory_stats()
-    def step(batch):
-        with torch.autocast(dev.type, torch.bfloat16, enabled=precision == 'bfloat16'):
-            value = loss(*batch)
+    with FlopCounterMode(display=False) as counter:
+        loss(*(x[:4].to(dev) for x in batches[0])).backward()
+    optimizer.zero_grad()
+    if way == 'compiled':
+        net.forward = torch.compile(net.forward)
+
+    took = []
+    for batch in batches:
+        began = time.perf_counter()
+        with torch.autocast(dev.type, torch.bfloat16, enabled=way != 'float32'):
+            value = loss(*(x.to(dev) for x in batch))
         value.backward()
         optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-    with FlopCounterMode(display=False) as counter:                    # of four pairs
-        loss(*(x[:4].to(dev) for x in batches[0])).backward()
-    optimizer.zero_grad(set_to_none=True)
-    if compile:
-        net.forward = torch.compile(net.forward)
-    took = []
-    for i in range(steps + 2):
-        began = time.perf_counter()
-        step([x.to(dev) for x in batches[i % len(batches)]])
-        if dev.type == 'cuda':
+        optimizer.zero_grad()
+        if cuda:
             torch.cuda.synchronize()
         took.append(time.perf_counter() - began)
-    ms = 1000 * float(np.median(took[2:]))
-    return dict(ms=ms, pairs_per_s=1000 * len(batches[0][0]) / ms, gflop=counter.get_total_flops() / 4e9,
-                **(dict(memory_gb=train.memory_gb(dev)) if dev.type == 'cuda' else {}))
 
-def main():
-    dev = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
-    vocab, _, encoding = train.build_vocab()
-    meta = train.open_split(Path(train.data_dir) / train.dataset, 'train').meta
-    c = VLConfig(n_layer=train.n_layer, n_embd=train.n_embd, n_head=train.n_head, image_size=train.image_size, patch_size=train.patch_size, text_len=train.text_len,
-                 vocab_size=len(vocab), full_size=meta['image_size'])
-    sets, batches, B = train.open_sets('train', c, vocab, encoding), [], train.batch_size
-    for it in range(3):
-        batch = train.to_device(train.get_batch(sets, c, it, 0, B, B), meta, c, torch.device('cpu'))
-        pixels = (unpatchify(batch['patches'], c.patch_size).float() / 255 - .5) / .25
-        batches.append((pixels.permute(0, 3, 1, 2).contiguous(), batch['tokens'], batch['pad']))
-    rows, steps = [], max(2, train.max_iters // 4)
-    for path in sorted(Path('out/bench').glob('*/log.jsonl')):         # ours: the last three quarters of each run's lines
-        log = [x for x in map(json.loads, open(path)) if 'ms' in x]
-        log = log[max(1, len(log) // 4):]
-        row = {k: float(np.median([x[k] for x in log if k in x])) for k in ('ms', 'pairs_per_s', 'tflop_per_s', 'mfu', 'memory_gb', 'wait') if k in log[-1]}
-        rows.append(dict(what=f'nanoVLP, all objectives, {path.parent.name}', gflop=1e3 * row['tflop_per_s'] / row['pairs_per_s']) | row)
-    for name, make in ("transformers' ViLT, masked words alone", vilt), ('two-tower CLIP (transformers)', clip):
-        for precision, compile in (('bfloat16', True), ('bfloat16', False)) if dev.type == 'cuda' else (('float32', False), ('bfloat16', False)):
-            what = f'{name}, ' + ('compiled' if compile else 'eager') * (dev.type == 'cuda') + precision * (dev.type != 'cuda')
+    took = float(np.median(took[2:]))
+    pace = len(batches[0][0]) / took
+    gflop = counter.get_total_flops() / 4e9
+    row = dict(ms=1000 * took, pairs_per_s=pace, gflop=gflop, tflop_per_s=gflop * pace / 1e3)
+    if cuda:
+        row['memory_gb'] = memory_gb(dev)
+    if peak := peak_of(dev):
+        row['mfu'] = row['tflop_per_s'] / peak
+    return row
+
+def read_batches(k, c):
+    """-> (pixels (B, 3, H, W), tokens, mask (B, T)) of each step: three, over and over."""
+    data, = open_sets(k['data_dir'], k['dataset'], 'train', c, None, k['context_s'])
+    three = []
+    for ids in np.resize(data.usable, (3, k['batch_size'])):
+        patches, tokens, pad = data.read(ids, *data.spans(ids), c, 'cpu')
+        pixels = (unpatchify(patches, c.patch_size).float() / 255 - .5) / .25
+        three.append((pixels.permute(0, 3, 1, 2).contiguous(), tokens, 1 - pad[:, 1:].long()))
+    return (three * k['max_iters'])[:2 + max(2, k['max_iters'] // 4)]
+
+def our_rows():
+    """Medians of the last three quarters of each run's lines."""
+    for path in sorted(Path('out/bench').glob('*/log.jsonl')):
+        lines = [x for x in map(json.loads, open(path)) if 'ms' in x]
+        lines = lines[max(1, len(lines) // 4):]
+        row = dict(what=f'nanoVLP, all objectives, {path.parent.name}')
+        for name in COLUMNS.keys() & lines[-1].keys():
+            row[name] = float(np.median([x[name] for x in lines if name in x]))
+        row['gflop'] = 1e3 * row['tflop_per_s'] / row['pairs_per_s']
+        yield row
+
+def peer_rows(c, batches, dev):
+    peers = {"transformers' ViLT, masked words alone": vilt, 'two-tower CLIP (transformers)': clip}
+    for name, make in peers.items():
+        for way in ['compiled', 'eager'] if dev.type == 'cuda' else ['float32', 'bfloat16']:
             try:
-                row = measure(make, c, batches, dev, precision, compile, steps)
+                yield dict(what=f'{name}, {way}') | measure(make, c, batches, dev, way)
             except Exception as e:
-                print(f'{what}: {type(e).__name__}: {str(e)[:200]}')
-                continue
-            row['tflop_per_s'] = row['gflop'] * row['pairs_per_s'] / 1e3
-            rows.append(dict(what=what) | row | (dict(mfu=row['tflop_per_s'] / train.peak_of(dev)) if train.peak_of(dev) else {}))
-    device = torch.cuda.get_device_name() if dev.type == 'cuda' else f'CPU, {torch.get_num_threads()} threads'
-    lines = [f'{device}, torch {torch.__version__}, batches of {B}', '',
-             '| training step | ms | pairs/s | GFLOP per pair | TFLOP/s | MFU | memory, GB | waiting for data |', '|' + '---|' * 8]
-    def cell(row, key, form): return form.format(row[key]) if key in row else ''
-    lines += ['| ' + ' | '.join([r['what'], *(cell(r, k, f) for k, f in (('ms', '{:.0f}'), ('pairs_per_s', '{:.4g}'), ('gflop', '{:.1f}'), ('tflop_per_s', '{:.3g}'),
-                                 ('mfu', '{:.1%}'), ('memory_gb', '{:.1f}'), ('wait', '{:.2%}')))]) + ' |' for r in rows]
+                print(f'{name}, {way}: {type(e).__name__}: {str(e)[:200]}')
+
+def write_table(rows, title):
+    lines = [title, '', HEADS, '|' + '---|' * 8]
+    for row in rows:
+        cells = [format(row[k], form) if k in row else '' for k, form in COLUMNS.items()]
+        lines.append(f"| {' | '.join([row['what'], *cells])} |")
     Path('out/bench/table.md').write_text('\n'.join(lines) + '\n')
     Path('out/bench/table.json').write_text(json.dumps(rows, indent=1) + '\n')
     print(*lines, sep='\n')
 
 if __name__ == '__main__':
-    vars(train).update(configure(vars(train)))
-    main()
+    try:
+        k, _ = parse(vars(train), sys.argv[1:], settings=[VLConfig])
+    except ConfigError as e:
+        sys.exit(f'error: {e}')
+    dev = open_device('auto')
+    side = read_meta(Path(k['data_dir']) / k['dataset'])['image_size']
+    k |= dict(vocab_size=V, full_size=side, n_keywords=0)
+    c = VLConfig(**{f.name: k[f.name] for f in fields(VLConfig)})
+    name = f'CPU, {torch.get_num_threads()} threads'
+    if dev.type == 'cuda':
+        name = torch.cuda.get_device_name()
+    write_table([*our_rows(), *peer_rows(c, read_batches(k, c), dev)],
+                f'{name}, torch {torch.__version__}, batches of {k["batch_size"]}')

@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
-# A large folder or a frozen list of videos on a cluster: each task takes its share, one last call joins the shards.
-#   python prepare.py "ytsearch500:how to draw" --dataset=draw --resolve     freeze the list first, on one machine
-#   sbatch --wait runs/prepare_slurm.sh data/draw/items.jsonl --dataset=draw && python prepare.py --dataset=draw
-# A site is asked by task 0 alone, whatever the number of tasks; files on a shared disk are shared out evenly. --requeue is safe: shards are whole or absent.
-# In a checkout whose .venv is made (bash runs/test.sh makes it).
+# A large folder or a frozen list of videos on a cluster: each task takes its share, one last call
+# joins the shards. Freeze a list first, on one machine:
+#   python prepare.py "ytsearch500:how to draw" --dataset=draw --resolve
+#   sbatch --wait runs/prepare_slurm.sh data/draw/items.jsonl --dataset=draw
+#   python prepare.py --dataset=draw
+# A site is asked by task 0 alone; files on a shared disk are shared out evenly. --requeue is safe:
+# shards are whole or absent. bash runs/test.sh makes the .venv.
 #SBATCH --array=0-15
 #SBATCH --cpus-per-task=4
 #SBATCH --requeue

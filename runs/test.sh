@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # All tests, offline.   bash runs/test.sh          the default tier, about 3 minutes on 2 cores
 #                       bash runs/test.sh --slow   also the slow tier
-# NANOVLP_WHISPER (a .pt) and NANOVLP_DATA (a folder of narrated videos) add the tests on real speech; without them these are skipped and say so.
+# NANOVLP_WHISPER (a .pt) and NANOVLP_DATA (a folder of narrated videos) add the tests on real
+# speech; without them these are skipped and say so.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 python -m pytest -n 2 -q -rs tests "$@"

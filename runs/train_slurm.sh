@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Pretraining on a cluster: one launcher per node, the nodes meet at the first one's address.
-#   sbatch --nodes=8 runs/train_slurm.sh config/full.py --dataset=talks --image_size=128 --patch_size=16 --out_dir=/shared/out/full
-# In a checkout whose .venv is made (bash runs/test.sh makes it). Two minutes before the time limit the run saves and the job queues again; after a lost node
-# --requeue starts it again. The same command resumes from latest.pt.
+#   sbatch --nodes=8 runs/train_slurm.sh config/full.py --dataset=talks --out_dir=/shared/out/full
+# Two minutes before the time limit the run saves and the job queues again; after a lost node
+# --requeue starts it again. bash runs/test.sh makes the .venv.
 #SBATCH --ntasks-per-node=1
 #SBATCH --gpus-per-node=8
 #SBATCH --cpus-per-task=64
@@ -14,9 +14,12 @@ set -euo pipefail
 . .venv/bin/activate
 first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 export OMP_NUM_THREADS=4 # the loader is one thread
-again() { scancel --signal=TERM "$SLURM_JOB_ID.0" && wait "$step" || scontrol requeue "$SLURM_JOB_ID"; }
+again() {
+    scancel --signal=TERM "$SLURM_JOB_ID.0" && wait "$step" || scontrol requeue "$SLURM_JOB_ID"
+}
 trap again USR1
-srun torchrun --nnodes="$SLURM_NNODES" --nproc_per_node="${SLURM_GPUS_ON_NODE:-8}" --max-restarts=3 \
-    --rdzv_backend=c10d --rdzv_id="$SLURM_JOB_ID" --rdzv_endpoint="$first:29400" train.py "$@" &
+srun torchrun --nnodes="$SLURM_NNODES" --nproc_per_node="${SLURM_GPUS_ON_NODE:-8}" \
+    --max-restarts=3 --rdzv_backend=c10d --rdzv_id="$SLURM_JOB_ID" \
+    --rdzv_endpoint="$first:29400" train.py "$@" &
 step=$!
 wait "$step"

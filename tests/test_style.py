@@ -7,10 +7,10 @@ from conftest import ROOT
 
 BUDGET = {                       # lines as ruff formats them: were, at most
     'configurator.py': (198, 210),
-    'prepare.py': (2007, 790),
-    'model.py': (1474, 1130),
-    'train.py': (1179, 620),
-    'eval.py': (2058, 550),
+    'prepare.py': (2007, 720),
+    'model.py': (1474, 1150),
+    'train.py': (1179, 690),
+    'eval.py': (2058, 540),
 }
 CODE = '*.py config/*.py data/*.py data/*/*.py runs/*.py runs/*.sh tests/*.py'.split()
 PATHS = [path for pattern in CODE for path in sorted(ROOT.glob(pattern))]
@@ -44,7 +44,6 @@ def nodes(kinds, names=BUDGET):
     return [node for f in names for node in ast.walk(TREE[f]) if isinstance(node, kinds)]
 
 def per_100(kinds, chosen=bool):
-    """Nodes per 100 lines of the five files."""
     found = [n for n in nodes(ast.AST) if re.search(kinds, type(n).__name__) and chosen(n)]
     return round(100 * len(found) / sum(TEXT[f].count('\n') for f in BUDGET), 1)
 
@@ -54,7 +53,6 @@ def double(node):
     return pair or len(node.targets) > 1
 
 def scopes(name):
-    """Of the functions of a file."""
     found = [symtable.symtable(TEXT[name], name, 'exec')]
     for scope in found:
         found += scope.get_children()
@@ -72,14 +70,14 @@ def names_live():
     return max(sum(line in span for span in spans) for line in range(main.end_lineno))
 
 def knobs(name):
-    """A script's settings: its plain lower-case globals."""
+    """A script's settings."""
     if '= configure(globals()' not in TEXT[name]:
         return []
     plain = [n for n in TREE[name].body if isinstance(n, (ast.Assign, ast.AnnAssign))]
-    return [n.id for a in plain for n in ast.walk(a) if isinstance(n, ast.Name) and n.id.islower()]
+    names = [n for a in plain for n in ast.walk(getattr(a, 'target', 0) or a.targets[0])]
+    return [n.id for n in names if isinstance(n, ast.Name) and n.id.islower()]
 
 def declared_twice():
-    """Settings of a script, and fields of a dataclass it hands to configure."""
     found = []
     for script, handed in (('train.py', 'VLConfig'), ('eval.py', 'Knobs')):
         for node in nodes(ast.ClassDef, PYTHON):
@@ -93,14 +91,15 @@ def hidden_knobs():
     return [(f, name) for f, name in names if name in knobs(f)]
 
 def writers():
-    write = r'(globals\(\)|vars\(\w+\)|namespace)(\[.*?\] *= |\.update\()|setattr\(|^ *global '
-    return [(f, x) for f in PYTHON for x in TEXT[f].splitlines() if re.search(write, x)]
+    how = r'(globals\(|vars\((?!cfg)\w+|space)\)?(\[.*?\] = |\.update)|setattr\((?!self)|^ *global '
+    return [(f, x) for f in PYTHON for x in TEXT[f].splitlines() if re.search(how, x)]
 
 def circles():
     """Modules that import themselves through others."""
     below = {}
     for f in PYTHON:
-        found = re.findall(r'^ *(?:from (\S+) )?import (\S+)', TEXT[f], re.M)
+        lines = map(ast.unparse, nodes((ast.Import, ast.ImportFrom), [f]))
+        found = re.findall(r'(?:from (\S+) )?import (\S+)', '\n'.join(lines))
         below[f[:-3].replace('/', '.')] = {x for a, b in found for x in (a, b, f'{a}.{b}')}
     below['eval'] |= {m for m in below if m.startswith('runs.')}       # by name
     for _ in below:
@@ -120,15 +119,15 @@ ROWS = [                         # what, how, before, at most
     ('the longest of them', lambda: tokens(of=max), 21690, 15000),
     ('tokens of all code outside tests', lambda: tokens(OURS), 93276, 85000),
     ('formatted lines of the five', formatted, 6916, 3300),
-    ('lines over 100 columns, anywhere', long_lines, 1966, 0),
-    ('lines of two statements, anywhere', shared_lines, 15, 0),
+    ('lines over 100 columns', long_lines, 1966, 0),
+    ('lines of two statements', shared_lines, 15, 0),
     ('comprehensions per 100 lines', lambda: per_100('Comp$|GeneratorExp'), 10.8, 5),
     ('ternaries', lambda: per_100('IfExp'), 5.7, 3),
     ('double assignments', lambda: per_100('^Assign$', double), 5.2, 2),
     ('functions of more than 15 locals', crowded, 23, 5),
     ("names live in train.py's main", names_live, 37, 25),
     ('knobs declared twice', declared_twice, 26, 0),
-    ('locals that hide a knob', hidden_knobs, 50, 0),
+    ('locals that hide a knob', hidden_knobs, 43, 0),
     ('writers of globals', writers, 7, 1),
     ('modules in an import circle', circles, 2, 0),
 ] + [(f, lambda f=f: formatted([f]), was, most) for f, (was, most) in BUDGET.items()]
