@@ -1,16 +1,11 @@
 """--task=curves: the run's log.jsonl as out/<run>/curves.png: each objective in training (smoothed)
 and validation, and the validation retrieval."""
 import json
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 import model as models
-
-@dataclass
-class Knobs:
-    pass
 
 def judge(model, data, pairs, k):
     path = Path(k.run) / 'log.jsonl'

@@ -54,16 +54,17 @@ def in_window(box, about, data, size):
     return np.array(box) * full / about['size'] - (full - size) // p // 2 * p
 
 def phrases(data, ids, size, truth):
-    """Objects that are the only ones of their colour and shape -> [(row of ids, phrase, box)]."""
-    found = []
+    """Objects that are the only ones of their colour and shape -> rows of ids, phrases, boxes."""
+    rows, said, boxes = [], [], []
     for i, (scene, about) in enumerate(scenes(data, ids, truth)):
         objects = scene.get('objects', [])
         names = [f"{o['colour']} {o['shape']}" for o in objects]
         for o, name in zip(objects, names):
             if names.count(name) == 1:
-                phrase = f"a {o['size']} {name}"
-                found.append((i, phrase, in_window(o['box'], about, data, size)))
-    return found
+                rows.append(i)
+                said.append(f"a {o['size']} {name}")
+                boxes.append(in_window(o['box'], about, data, size))
+    return rows, said, boxes
 
 def colours(data, pairs, real, painted, truth):
     """Is what was painted of the right colour? For each object that was spoken of: the mean painted
