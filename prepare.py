@@ -548,7 +548,8 @@ def finalise(root, items, refused, cfg):
     """Join the shards of all items -> (meta, rows {key: row}). The same shards give the same bytes,
     in whatever order they were made; one is in memory at a time."""
     rows, pictures, words = collect(root, items, refused)
-    meta, split = plan(rows, uploads(pictures, words), items, cfg)
+    group = uploads(pictures, words)
+    meta, split = plan(rows, group, items, cfg)
     old, listed = finished(root)
     if old.items() >= meta.items() and all(intact(root / n, a) for n, a in old['arrays'].items()):
         return old, rows
@@ -561,6 +562,7 @@ def finalise(root, items, refused, cfg):
 
     # the arrays, beside the old ones
     (root / 'meta.json').unlink(missing_ok=True)
+    meta |= dict(hours=0.0, counts={}, arrays={}, reuploads=sum(k != g for k, g in group.items()))
     sums = {}
     for name in 'train', 'val', 'test':
         keys = [key for key in sorted(split) if split[key] == name]
