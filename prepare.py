@@ -21,7 +21,6 @@ import json
 import math
 import multiprocessing
 import os
-import queue
 import shutil
 import signal
 import sys
@@ -39,6 +38,7 @@ from data.check import problems
 from data.report import estimate, table, write_preview
 from data.sources import PASSING, Bad, check_javascript, fetch, find_items, read_rows
 from data.tokens import EOT, TOKENIZER_SHA256
+from data.video import Decoder, image_square, key_frames
 from data.words import load_whisper, read_sidecar, tokenise, transcribe
 
 # what goes in
@@ -92,157 +92,9 @@ FRAME = np.dtype([('video', 'u4'), ('t_ms', 'u4'), ('t_end_ms', 'u4'), ('token',
                   ('flags', 'u2')])
 VIDEO = np.dtype([('token_start', 'u8'), ('token_end', 'u8'), ('frame_start', 'u8'),
                   ('frame_end', 'u8'), ('duration_ms', 'u4'), ('row', 'u4'), ('flags', 'u2')])
-FRAME_SEEKED = 1                 # frames.flags: no key frame, but sought
-FRAME_SILENT = 2                 # no word is spoken while it stands
+FRAME_SILENT = 2                 # frames.flags: no word is spoken while it stands
 VIDEO_TRUNCATED = 2              # videos.flags, beside CAPTIONS
 VIDEO_STATIC = 4
-
-# ----------------------------------------------------------------------------------------------
-# pictures: the key frames of a video
-
-class Decoder:
-    """One open video. start, duration (as declared) and end (as found) are in seconds."""
-    def __init__(self, path):
-        import av
-        self.errors = av.FFmpegError
-        self.path = path
-        self.bad = 0                                                   # packets
-        self.end = 0.0
-        self.seeker = None
-        try:
-            self.container = av.open(str(path))
-        except (av.FFmpegError, OSError, ValueError) as e:
-            raise Bad('not_media', f'{path}: cannot be opened as a video: {e}') from None
-        streams = self.container.streams
-        pictures = [s for s in streams.video if not s.disposition & 1 << 10]       # no cover art
-        self.video = pictures[0] if pictures else None
-        self.audio = streams.audio[0] if streams.audio else None
-        for stream in filter(None, (self.video, self.audio)):
-            stream.codec_context.thread_count = 1                      # threads lose frames on errors
-        self.start = (self.container.start_time or 0) / 1e6            # both streams count from here
-        self.duration = (self.container.duration or 0) / 1e6
-        if self.video:
-            w, h = self.video.codec_context.width, self.video.codec_context.height
-            if min(w, h) < 16 or max(w, h) > 8192:
-                raise Bad('size', f'{path}: {w} x {h} pixels')
-
-    def packets(self, stream, keyframes=False):
-        """Yield (seconds, frame) in order; what cannot be decoded is counted and skipped. By a
-        packet loop, for container.decode() ends for good at the first bad one (PyAV issue 812)."""
-        stream.codec_context.skip_frame = 'NONKEY' if keyframes else 'DEFAULT'
-        packets = self.container.demux(stream)
-        while True:
-            try:
-                packet = next(packets, None)
-                if packet is None:
-                    return
-                if packet.pts is not None:
-                    end = (packet.pts + (packet.duration or 0)) * packet.time_base
-                    self.end = max(self.end, float(end) - self.start)
-                if keyframes and packet.size and not packet.is_keyframe:
-                    continue
-                frames = packet.decode()
-            except self.errors as e:
-                self.bad += 1
-                if self.bad > 10_000 or isinstance(e, EOFError):
-                    return
-                continue
-            for frame in frames:
-                if frame.time is not None and not frame.is_corrupt:
-                    yield frame.time - self.start, frame
-
-    def seek(self, t):
-        """(seconds, frame): the first at or after t exactly, decoded from the key frame before it
-        by a second reader of the file. None at the end."""
-        self.seeker = self.seeker or Decoder(self.path)
-        try:
-            self.seeker.container.seek(int((t + self.start) * 1e6))
-            for found in self.seeker.packets(self.seeker.video):
-                if found[0] >= t - 1e-3:
-                    return found
-        except self.errors:
-            pass
-
-def thumbnail(frame):
-    """-> 36 x 32 grey int16, and its dHash: 64 bits, each whether a cell of an 8 x 9 grid is darker
-    than its right neighbour."""
-    grey = frame.reformat(36, 32, 'gray', interpolation='AREA').to_ndarray().astype(np.int16)
-    cells = grey.reshape(8, 4, 9, 4).sum((1, 3))
-    return grey, np.packbits(cells[:, 1:] > cells[:, :-1])
-
-def square(frame, stream, size):
-    """Shorter side to `size`, centre crop; rotation and pixel aspect applied
-    -> uint8 (size, size, 3)."""
-    w = frame.width * float(stream.sample_aspect_ratio or 1)
-    h = frame.height
-    scale = size / min(w, h)
-    hd = frame.colorspace == 2 and h >= 720                            # 2: unspecified
-    rgb = frame.reformat(max(size, round(w * scale)), max(size, round(h * scale)), 'rgb24',
-                         src_colorspace='ITU709' if hd else None, interpolation='AREA')
-    rgb = np.rot90(rgb.to_ndarray(), round(frame.rotation / 90) % 4)
-    y = (rgb.shape[0] - size) // 2
-    x = (rgb.shape[1] - size) // 2
-    return rgb[y:y + size, x:x + size]
-
-def shots(video, max_gap_s):
-    """Yield (seconds, frame or None, flags): the key frames in order, and sought frames where they
-    are rarer than max_gap_s."""
-    def fill(last, until):
-        for gap in np.arange(last + max_gap_s, until - max_gap_s / 2, max_gap_s):
-            yield *(video.seek(gap) or (gap, None)), FRAME_SEEKED
-    last = 0.0
-    for t, frame in video.packets(video.video, keyframes=True):
-        yield from fill(last, t)
-        last = t
-        yield t, frame, 0
-    yield from fill(last, video.end)
-
-def key_frames(video, cfg, count):
-    """Yield (t_ms, flags, dHash, picture uint8 (S, S, 3)) of the frames to keep, in order; picture
-    None: an earlier one is back. `count` says how many were dropped, and why."""
-    kept = []                                                          # the last 64 thumbnails
-    last_t = -math.inf
-    for t, frame, flags in shots(video, cfg.max_gap_s):
-        count['frames_seen'] += 1
-        grey, bits = thumbnail(frame) if frame else (np.zeros((32, 36), np.int16), None)
-
-        # a fade: look half a second later
-        if frame and not flags and (grey.std() < 8 or not 10 <= grey.mean() <= 245):
-            if found := video.seek(t + .5):
-                later = thumbnail(found[1])
-                if later[0].std() > grey.std():
-                    frame = found[1]
-                    flags = FRAME_SEEKED
-                    grey, bits = later
-
-        def like(other, limit):
-            differ = np.bitwise_count(bits ^ other[1]).sum()
-            return differ <= limit and np.abs(grey - other[0]).max() <= cfg.same_level
-        if grey.std() < 2:
-            count['frames_blank'] += 1
-        elif kept and like(kept[-1], cfg.same_bits):
-            count['frames_duplicate'] += 1
-        elif t - last_t < cfg.min_gap_s:
-            count['frames_too_soon'] += 1
-        elif any(like(other, cfg.again_bits) for other in kept):
-            count['frames_again'] += 1
-            yield round(t * 1000), 0, bits, None
-        else:
-            count['frames_kept'] += 1
-            kept = kept[-63:] + [(grey, bits)]
-            last_t = t
-            yield round(t * 1000), flags, bits, square(frame, video.video, cfg.image_size)
-
-def image_square(path, size):
-    """An image file -> uint8 (size, size, 3): orientation applied, resized, centre crop."""
-    from PIL import Image, ImageOps
-    try:
-        with Image.open(path) as image:
-            image.draft('RGB', (size * 2, size * 2))                   # a JPEG, at a fraction of it
-            image = ImageOps.exif_transpose(image).convert('RGB')
-            return np.asarray(ImageOps.fit(image, (size, size), Image.Resampling.BOX))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e:
-        raise Bad('not_media', f'{path}: not a readable image: {e}') from None
 
 # ----------------------------------------------------------------------------------------------
 # one item -> one shard: the patch rows as they come, then an .npz of everything else (the index),
@@ -280,10 +132,15 @@ def write_lines(path, lines):
     with whole(path) as f:
         f.writelines(f'{line}\n'.encode() for line in lines)
 
+def set_alarm(seconds):
+    """A hang ends this process after so long, even inside a C library; 0: no more."""
+    if hasattr(signal, 'alarm'):
+        signal.alarm(int(seconds))
+
 def process(item, cfg):
-    """One video or image -> its shard, whole or not at all, and its row. Pure: depends on nothing
-    but the item and the settings."""
+    """An item -> its shard, whole or not at all, and its row. Pure: depends on nothing else."""
     count = collections.Counter()
+    began = time.perf_counter()
     row = {k: v for k, v in item.items() if k not in ('captions', 'sidecar', 'media')}
     path = shard_path(cfg.root / 'shards', item['key'])
     set_alarm(cfg.timeout_s)
@@ -291,12 +148,13 @@ def process(item, cfg):
         with whole(path) as out:
             read = read_image if 'captions' in item else read_video
             index, about = read(item, cfg, count, out)
-            row |= about | dict(status='ok', cause='', counts=dict(count))
-            row |= dict(n_frames=len(index['frames']), n_tokens=len(index['tokens']))
-            rows_end = out.tell()
+            size = out.tell()
+            row |= about | dict(status='ok', cause='', counts=dict(count),
+                                n_frames=len(index['frames']), n_tokens=len(index['tokens']),
+                                seconds=time.perf_counter() - began)
             stream = io.BytesIO()
             np.savez(stream, row=np.frombuffer(json.dumps(row).encode(), np.uint8), **index)
-            out.write(stream.getvalue() + rows_end.to_bytes(8, 'little'))
+            out.write(stream.getvalue() + size.to_bytes(8, 'little'))
         path.with_suffix('.err.json').unlink(missing_ok=True)
         return row
     except Bad as e:
@@ -308,11 +166,6 @@ def process(item, cfg):
     finally:
         set_alarm(0)
 
-def set_alarm(seconds):
-    """A hang ends this process after so long, even inside a C library; 0: no more."""
-    if hasattr(signal, 'alarm'):
-        signal.alarm(int(seconds))
-
 def failed(root, row, cause, message):
     """Record why an item gives no shard."""
     row = row | dict(status='failed', cause=cause, message=message)
@@ -320,43 +173,39 @@ def failed(root, row, cause, message):
     return row
 
 def take_frames(found, cfg, out):
-    """(t_ms, flags, dHash, picture) as they come: patches to out -> index, where a frame is
-    [t_ms, t_end_ms, flags]; the end of the last is None if it stands until the end."""
+    """Key frames, their patches to out -> frames (n, 3) of t_ms, t_end_ms (0: stands until the end)
+    and flags; hashes; the sums of the pixels and of their squares."""
     frames, hashes = [], []
-    pixels = np.zeros((2, 3), np.int64)            # sums, and of the squares
+    pixels = np.zeros((2, 3), np.int64)
     for t_ms, flags, bits, picture in found:
-        if frames and frames[-1][1] is None:
+        if frames and not frames[-1][1]:
             frames[-1][1] = t_ms                   # until the next, or until an earlier one is back
         if picture is not None:
-            frames.append([t_ms, None, flags])
+            frames.append([t_ms, 0, flags])
             hashes.append(bits)
             wide = picture.astype(np.int64)
             pixels += [wide.sum((0, 1)), (wide ** 2).sum((0, 1))]
             out.write(patchify(picture[None], cfg.patch_size).tobytes())
+    frames = np.array(frames, np.uint32).reshape(-1, 3)
     return dict(frames=frames, hashes=np.array(hashes, np.uint8), pixels=pixels)
 
 def read_image(item, cfg, count, out):
-    """One image with its captions, each closed by <|endoftext|>: a video of one frame and no
-    duration."""
-    began = time.perf_counter()
-    picture = image_square(item['source'], cfg.image_size)
-    index = take_frames([(0, 0, [], picture)], cfg, out)
+    """One image with its captions, each closed by <|endoftext|>: a video without duration."""
+    index = take_frames([(0, 0, [], image_square(item['source'], cfg.image_size))], cfg, out)
     count['frames_seen'] = count['frames_kept'] = 1
     captions = [' '.join(caption.split()) for caption in item['captions']]
     tokens = np.concatenate([tokenise([(0, 0, caption)], 0)[0] for caption in captions])
-    index |= dict(tokens=tokens, times=np.zeros(len(tokens), np.uint32),
-                  frames=np.zeros((1, 3), np.uint32))
-    return index, dict(duration=0.0, flags=CAPTIONS, words_from='captions',
-                       seconds=dict(frames=time.perf_counter() - began))
+    index |= dict(tokens=tokens, times=np.zeros(len(tokens), np.uint32))
+    return index, dict(duration=0.0, flags=CAPTIONS, words_from='captions')
 
 def read_video(item, cfg, count, out):
     """The key frames of a video and the words spoken over them."""
-    began = time.perf_counter()
-    media = item.get('media') or [item['source']]  # a site may give picture and sound as two files
+    name = item['source']
+    media = item.get('media') or [name]            # a site may give picture and sound as two files
     video = Decoder(media[0])
     sound = Decoder(media[-1])
     if video.video is None:
-        raise Bad('no_video', f"{item['source']}: no video track")
+        raise Bad('no_video', f'{name}: no video track')
     set_alarm(cfg.timeout_s + 3 * video.duration)
     index = take_frames(key_frames(video, cfg, count), cfg, out)
     frames = index['frames']
@@ -369,35 +218,33 @@ def read_video(item, cfg, count, out):
     elif not video.bad:
         length = max(length, video.duration)
     if length < .5 * video.duration:
-        raise Bad('truncated', f"{item['source']}: only {length:.0f} of {video.duration:.0f} "
-                  'seconds can be read')
-    if not frames:
+        raise Bad('truncated',
+                  f'{name}: only {length:.0f} of {video.duration:.0f} seconds can be read')
+    if not len(frames):
         blank = ', all are blank' if count['frames_blank'] else ''
-        raise Bad('no_frames', f"{item['source']}: no key frame can be decoded{blank}")
-    if count['frames_kept'] * 10 <= count['frames_seen']:
+        raise Bad('no_frames', f'{name}: no key frame can be decoded{blank}')
+    if len(frames) * 10 <= count['frames_seen']:
         flags |= VIDEO_STATIC
-    duration_ms = round(1000 * max(length, frames[-1][0] / 1000))
-    frames[-1][1] = frames[-1][1] or duration_ms
+    duration_ms = round(1000 * max(length, frames[-1, 0] / 1000))
+    frames[-1, 1] = frames[-1, 1] or duration_ms
 
-    seen = time.perf_counter()
     segments, words_from = listen(item, sound, cfg, count)
     segments = [s for s in segments if s[0] * 1000 < duration_ms]
-    tokens, times = tokenise(segments, duration_ms)
     if not segments and not cfg.keep_silent:
-        raise Bad('no_speech', f"{item['source']}: no words were heard, or none in time")
-    index |= dict(tokens=tokens, times=times, frames=np.array(frames, np.uint32))
-    return index, dict(duration=duration_ms / 1000, flags=flags, words_from=words_from, seconds={
-        'frames': seen - began, words_from: time.perf_counter() - seen})
+        raise Bad('no_speech', f'{name}: no words were heard, or none in time')
+    tokens, times = tokenise(segments, duration_ms)
+    index |= dict(tokens=tokens, times=times)
+    return index, dict(duration=duration_ms / 1000, flags=flags, words_from=words_from)
 
 def listen(item, sound, cfg, count):
     """-> segments, and where they are from."""
     if item.get('sidecar') and cfg.text != 'whisper':
         return read_sidecar(item['sidecar']), 'sidecar'
     if cfg.text == 'sidecar' or sound.audio is None:
+        if cfg.keep_silent:
+            return [], 'sidecar'
         why = '--text=sidecar' if sound.audio else 'it has no audio track'
-        if not cfg.keep_silent:
-            raise Bad('no_text', f"{item['source']}: no .vtt, .srt or .json3 beside it, and {why}")
-        return [], 'sidecar'
+        raise Bad('no_text', f"{item['source']}: no .vtt, .srt or .json3 beside it, and {why}")
 
     # what was heard is kept: other image sizes need no second hearing
     how = hashlib.sha256((cfg.whisper_model + cfg.language).encode()).hexdigest()[:8]
@@ -429,64 +276,54 @@ def weight(item):
     return item.get('bytes') or round(40_000 * (item.get('duration') or 600))
 
 def process_all(items, cfg, bar):
-    """`process` over items in worker processes -> (rows, whether a site told us to stop). What is
-    on the network is fetched here, one after the other, while the workers are busy."""
-    rows, jobs = [], []
+    """`process` over items -> (rows, whether a site told us to stop). What is on the network is
+    fetched here, one after the other, while the workers are busy."""
+    rows = []
     refusals = 0                                   # in a row
-    room = threading.Semaphore(2 * cfg.workers)    # no more files than this wait on the disk
-    pools = queue.SimpleQueue()                    # of one process each
-    for _ in range(cfg.workers):
-        pools.put(new_pool())
+    idle = [new_pool() for _ in range(cfg.workers)]
+    running = {}                                   # {job: (item, fetched, pool, since)}
 
     def done(item, row):
         rows.append(row)
-        bar.update(weight(item))
-        bar.set_postfix_str(f'{len(rows)}/{len(items)} videos', refresh=False)
         if row['status'] == 'failed':
             bar.write(f"skipped ({row['cause']}): {row['message']}")
+        bar.set_postfix_str(f'{len(rows)}/{len(items)} videos', refresh=False)
+        bar.update(weight(item))
 
-    def one(item, fetched):
-        pool = pools.get()
-        began = time.monotonic()
-        try:
-            row = pool.submit(process, fetched, cfg).result()
-        except futures.process.BrokenProcessPool:  # the process is replaced
-            pool = new_pool()
-            cause = 'timeout' if time.monotonic() - began >= cfg.timeout_s else 'crash'
-            row = {k: v for k, v in item.items() if k != 'captions'}
-            row = failed(cfg.root, row, cause, f"{item['source']}: {cause} while it was read")
-        finally:
-            pools.put(pool)
-            room.release()
-        if fetched is not item and not cfg.keep_media:
-            shutil.rmtree(Path(fetched['media'][0]).parent)
-        done(item, row)
-
-    threads = futures.ThreadPoolExecutor(cfg.workers)
-    try:
-        for item in items:
-            room.acquire()
-            for job in [job for job in jobs if job.done()]:
-                job.result()                       # raises what ended it: a full disk
-                jobs.remove(job)
+    def wait():
+        for job in futures.wait(running, return_when=futures.FIRST_COMPLETED).done:
+            item, fetched, pool, since = running.pop(job)
             try:
-                folder = shard_path(cfg.root / 'raw', item['key'], '')
-                fetched = fetch(item, cfg, folder) if item['url'] else item
-                refusals = 0
-            except Bad as e:
-                room.release()
-                refusals = refusals + 1 if e.cause == 'refused' else 0
-                done(item, failed(cfg.root, item, e.cause, str(e)))
-                if refusals == 3:
-                    break
-                continue
-            jobs.append(threads.submit(one, item, fetched))
-        for job in jobs:
-            job.result()
-    finally:
-        threads.shutdown(wait=False, cancel_futures=True)
-    while not pools.empty():
-        pools.get().shutdown(wait=False)
+                row = job.result()
+            except futures.process.BrokenProcessPool:                  # it is replaced
+                pool = new_pool()
+                cause = 'timeout' if time.monotonic() - since >= cfg.timeout_s else 'crash'
+                row = {k: v for k, v in item.items() if k != 'captions'}
+                row = failed(cfg.root, row, cause, f"{item['source']}: {cause} while it was read")
+            idle.append(pool)
+            if fetched is not item and not cfg.keep_media:
+                shutil.rmtree(Path(fetched['media'][0]).parent)
+            done(item, row)
+
+    for item in items:
+        try:
+            folder = shard_path(cfg.root / 'raw', item['key'], '')
+            fetched = fetch(item, cfg, folder) if item['url'] else item
+            refusals = 0
+        except Bad as e:
+            refusals = refusals + 1 if e.cause == 'refused' else 0
+            done(item, failed(cfg.root, item, e.cause, str(e)))
+            if refusals == 3:
+                break
+            continue
+        if not idle:
+            wait()
+        pool = idle.pop()
+        running[pool.submit(process, fetched, cfg)] = item, fetched, pool, time.monotonic()
+    while running:
+        wait()
+    for pool in idle:
+        pool.shutdown(wait=False)
     return rows, refusals == 3
 
 # ----------------------------------------------------------------------------------------------
@@ -550,28 +387,25 @@ def finalise(root, items, refused, cfg):
     rows, pictures, words = collect(root, items, refused)
     group = uploads(pictures, words)
     meta, split = plan(rows, group, items, cfg)
-    old, listed = finished(root)
-    if old.items() >= meta.items() and all(intact(root / n, a) for n, a in old['arrays'].items()):
+    old, had = finished(root)
+    if old.items() >= meta.items():
         return old, rows
-    ok = {r['key'] for r in listed if r['status'] == 'ok'}
-    if lost := ok & rows.keys() - split.keys():
-        sys.exit(f'error: {len(lost)} videos of the finished set have no shard any more, so it '
-                 'cannot be joined anew without them; it stays as it is. Prepare a further set '
-                 'beside it and train on both (--dataset=a,b), or make them again: delete '
-                 'meta.json and run the same command')
+    if lost := had & rows.keys() - split.keys():
+        sys.exit(f'error: {len(lost)} videos of the finished set have no shard any more; it stays '
+                 'as it is. Prepare a further set beside it and train on both (--dataset=a,b), or '
+                 'make them again: delete meta.json and run the same command')
 
     # the arrays, beside the old ones
     (root / 'meta.json').unlink(missing_ok=True)
     meta |= dict(hours=0.0, counts={}, arrays={}, reuploads=sum(k != g for k, g in group.items()))
-    sums = {}
+    pixels = {}
     for name in 'train', 'val', 'test':
         keys = [key for key in sorted(split) if split[key] == name]
-        sums[name] = write_split(root, name, keys, rows, meta)
+        pixels[name] = write_split(root, name, keys, rows, meta)
+    sums, squares = pixels['train']
     n = max(meta['counts']['train']['frames'] * cfg.image_size ** 2, 1)
-    mean = [p / n / 255 for p in sums['train'][0]]
-    meta['pixel_mean'] = mean
-    meta['pixel_std'] = [math.sqrt(max(q / n / 255 ** 2 - m * m, 0))
-                         for m, q in zip(mean, sums['train'][1])]
+    meta['pixel_mean'] = mean = [p / n / 255 for p in sums]
+    meta['pixel_std'] = [math.sqrt(max(q / n / 255 ** 2 - m * m, 0)) for m, q in zip(mean, squares)]
 
     # all at once; meta.json last: it exists = the set is complete
     for name in meta['arrays']:
@@ -585,7 +419,7 @@ def finalise(root, items, refused, cfg):
     return meta, rows
 
 def collect(root, items, refused):
-    """-> rows {key: row of videos.jsonl}; the marks of pictures and words {key: set} of shards."""
+    """-> rows {key: row of videos.jsonl}; of the shards {key: marks}, of pictures and of words."""
     rows = {r['key']: r | dict(status='failed', counts={}) for r in refused}
     pictures, words = {}, {}
     for item in sorted(items, key=lambda i: i['key']):
@@ -608,146 +442,114 @@ def collect(root, items, refused):
     return rows, pictures, words
 
 def plan(rows, group, items, cfg):
-    """-> what meta.json says of the arrays before they are made, {key: split}. Re-uploads follow
-    the first of their group; an image-caption list may give a split."""
+    """-> what meta.json says before the arrays are made, {key: split}. Re-uploads follow the first
+    of their group; an image-caption list may give a split."""
     small = .1 if len(group) < 2000 else .01
     val, test = (small if f is None else f for f in (cfg.val_fraction, cfg.test_fraction))
     given = {i['key']: i['split'] for i in items if i.get('split')}
     split = split_of(set(group.values()) - given.keys(), val, test) | given
     split = {key: given.get(key) or split[first] for key, first in group.items()}
     rule = f'sha256 of the key, by video: val {val:g}, test {test:g}; re-uploads together'
-    recipe = json.dumps([sorted(split.items()), sorted(rows)])
+    recipe = json.dumps([sorted(split.items()), sorted(rows)]).encode()
     return dict(
         format=FORMAT, image_size=cfg.image_size, patch_size=cfg.patch_size, tokenizer='gpt2',
         tokenizer_sha256=TOKENIZER_SHA256, special_ids={'<|endoftext|>': EOT},
-        split_rule=rule + ('; or as the list says' if given else ''),
-        config={k: getattr(cfg, k) for k in EXTRACTION},
-        keys_sha256=hashlib.sha256(recipe.encode()).hexdigest()), split
+        split_rule=rule + ('; or as the list says' if given else ''), config=extraction(cfg),
+        keys_sha256=hashlib.sha256(recipe).hexdigest()), split
 
 def finished(root):
-    """-> meta, rows of videos.jsonl; both empty if the set is not finished, or damaged."""
+    """-> meta.json if its arrays are whole, else {}; the keys of the videos in it."""
     try:
-        lines = (root / 'videos.jsonl').read_text(encoding='utf-8').splitlines()
-        return json.loads((root / 'meta.json').read_text()), [json.loads(line) for line in lines]
+        meta = json.loads((root / 'meta.json').read_text())
+        with open(root / 'videos.jsonl', encoding='utf-8') as f:
+            keys = {r['key'] for r in map(json.loads, f) if r['status'] == 'ok'}
     except (OSError, ValueError):
-        return {}, []
-
-def intact(path, about):
-    return path.exists() and path.stat().st_size == about['bytes']
-
-class Output:
-    """An array that is written as NAME.part, with its sha256."""
-    def __init__(self, path):
-        self.file = open(f'{path}.part', 'wb')
-        self.digest = hashlib.sha256()
-
-    def write(self, data):
-        self.file.write(data)
-        self.digest.update(data)
-
-    def close(self):
-        self.file.flush()
-        os.fsync(self.file.fileno())
-        about = dict(sha256=self.digest.hexdigest(), bytes=self.file.tell())
-        self.file.close()
-        return about
+        return {}, set()
+    for name, about in meta['arrays'].items():
+        if not (root / name).exists() or (root / name).stat().st_size != about['bytes']:
+            return {}, keys
+    return meta, keys
 
 def write_split(root, name, keys, rows, meta):
     """The shards of one split, end to end, to NAME_*.part; adds to meta -> sums of the pixels and
     of their squares (2, 3), as Python's integers: exact."""
-    out = {a: Output(root / f'{name}_{a}') for a in (
-        'patches.bin', 'tokens.bin', 'times.bin', 'frames.npy', 'videos.npy')}
-    n_frames = sum(rows[key]['n_frames'] for key in keys)
-    header = dict(descr=FRAME.descr, fortran_order=False, shape=(n_frames,))
+    kinds = 'patches.bin', 'tokens.bin', 'times.bin', 'frames.npy', 'videos.npy'
+    out = {kind: open(root / f'{name}_{kind}.part', 'w+b') for kind in kinds}
+    n = sum(rows[key]['n_frames'] for key in keys)
+    header = dict(descr=FRAME.descr, fortran_order=False, shape=(n,))
     np.lib.format.write_array_header_1_0(out['frames.npy'], header)
-    order = {key: n for n, key in enumerate(sorted(rows))}
-    table = np.zeros(len(keys), VIDEO)
+    order = {key: i for i, key in enumerate(sorted(rows))}
+    records = np.zeros(len(keys), VIDEO)
     pixels = np.zeros((2, 3), object)
     t = f = 0
     for v, key in enumerate(keys):
         path = shard_path(root / 'shards', key)
         index, size = read_shard(path)
         row = index['row']
-        t_end = t + len(index['tokens'])
-        f_end = f + len(index['frames'])
-        table[v] = t, t_end, f, f_end, round(row['duration'] * 1000), order[key], row['flags']
+        records[v] = (t, t + row['n_tokens'], f, f + row['n_frames'],
+                      round(row['duration'] * 1000), order[key], row['flags'])
+        out['patches.bin'].write(np.memmap(path, mode='r', shape=size))
         out['tokens.bin'].write(index['tokens'])
         out['times.bin'].write(index['times'])
-        out['frames.npy'].write(frame_table(index, v, t).tobytes())
-        with open(path, 'rb') as shard:
-            while size:
-                part = shard.read(min(size, 1 << 24))
-                out['patches.bin'].write(part)
-                size -= len(part)
-        t = t_end
-        f = f_end
+        out['frames.npy'].write(frame_records(index, v, t).tobytes())
+        t += row['n_tokens']
+        f += row['n_frames']
         rows[key]['split'] = name
         meta['hours'] += row['duration'] / 3600
         pixels = pixels + index['pixels']
-    np.save(out['videos.npy'], table)
-    meta['arrays'] |= {f'{name}_{a}': o.close() for a, o in out.items()}
+    np.save(out['videos.npy'], records)
     meta['counts'][name] = dict(videos=len(keys), frames=f, tokens=t)
+    for kind, file in out.items():
+        with file:
+            file.flush()
+            os.fsync(file.fileno())
+            file.seek(0)
+            sha256 = hashlib.file_digest(file, 'sha256').hexdigest()
+            meta['arrays'][f'{name}_{kind}'] = dict(sha256=sha256, bytes=file.tell())
     return pixels
 
-def frame_table(index, video, start):
-    """The frames of a video, whose tokens begin at start -> (n,) FRAME. A frame points at the first
-    token after its middle."""
+def frame_records(index, video, start):
+    """The frames (n,) of a video whose tokens begin at `start`. A frame points at the first token
+    after its middle."""
     frames = np.zeros(len(index['frames']), FRAME)
     frames['video'] = video
     frames['t_ms'], frames['t_end_ms'], frames['flags'] = index['frames'].T
+    shown = index['frames'][:, :2].astype(np.int64)
     ends = np.flatnonzero(index['tokens'] == EOT)
     captions = index['row']['flags'] & CAPTIONS
-    middle = index['frames'][:, :2].astype(np.int64).sum(1) // 2
-    token = np.searchsorted(index['times'], middle)
+    token = np.searchsorted(index['times'], shown.sum(1) // 2)
     frames['token'] = start + np.minimum(token, ends[0] if captions else ends[-1])
-    first, after = np.searchsorted(index['times'][:-1], index['frames'][:, :2].T)
+    first, after = np.searchsorted(index['times'][:-1], shown.T)
     if not captions:
         frames['flags'][first >= after] |= FRAME_SILENT
     return frames
 
 # ----------------------------------------------------------------------------------------------
 
-def may_pass(root, item):
-    """Whether to try an item again that failed before: not what killed its worker, nor, to be
-    polite, what a site said for good."""
-    error = shard_path(root / 'shards', item['key'], '.err.json')
-    cause = json.loads(error.read_text())['cause'] if error.exists() else ''
-    return cause in ('', *PASSING) if item['url'] else cause not in ('crash', 'timeout')
-
-def take_down(root, items, names):
-    """--exclude: shards, words and media of these go, the keys are remembered -> those that stay."""
-    memory = root / 'excluded.txt'
-    gone = memory.read_text().splitlines() if memory.exists() else []
-    for name in names:
-        listed = name.endswith('.txt')
-        gone += Path(name).read_text(errors='replace').splitlines() if listed else [name]
-    gone = {line.strip() for line in gone if line.strip()}
-    for i in items:
-        if gone & {i['key'], i['key'].split(':', 1)[1], i['url'], i['source']}:
-            gone.add(i['key'])                     # it stays out under any name
-            for path in root.glob(f"*/*/{shard_path(root, i['key'], '').name}*"):
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-    if gone:
-        write_lines(memory, sorted(gone))
-    return [i for i in items if i['key'] not in gone]
-
 def main(config):
     cfg = types.SimpleNamespace(**config)
-    cfg.root = Path(cfg.data_dir) / cfg.dataset
+    cfg.root = root = Path(cfg.data_dir) / cfg.dataset
     if cfg.check:
-        found = problems(cfg.root)
-        if found:
-            sys.exit(print(*found, 'to join the shards anew, delete meta.json and run prepare.py '
-                           'on it again', sep='\n') or 1)
-        return print(f'{cfg.root}: all is as it should be')
+        found = problems(root)
+        cure = 'to join the shards anew, delete meta.json and run prepare.py on it again'
+        print(*(found + [cure] if found else [f'{root}: all is as it should be']), sep='\n')
+        sys.exit(bool(found))
     if cfg.preview:
-        return write_preview(cfg.root)
+        return write_preview(root)
     old = take_over(cfg)
     items, refused = named(cfg)
     if cfg.dry_run:
-        return estimate(items, cfg, lambda path: Decoder(path).duration)
+        return estimate(items, cfg)
     try:
-        prepare(items, refused, old, cfg)
+        begin(root, old, cfg)
+        items = take_down(root, items, cfg.exclude)
+        known = root / 'items.jsonl'
+        if cfg.rank == 0:
+            write_lines(known, map(json.dumps, sorted(items, key=lambda i: i['key'])))
+        if cfg.resolve:
+            return print(f'{known}: {len(items)} videos. It is an input like others: '
+                         f'python prepare.py {known} --dataset={cfg.dataset}')
+        run(items, refused, cfg)
     except KeyboardInterrupt:
         print('\ninterrupted; the finished videos are kept: run the same command again to go on',
               flush=True)
@@ -756,15 +558,16 @@ def main(config):
         sys.exit(f'error: {e}; what was finished is kept: '
                  'run the same command again once that is mended')
 
+def extraction(cfg):
+    return {key: getattr(cfg, key) for key in EXTRACTION}
+
 def take_over(cfg):
-    """Settings that are not given now are as they were when the set was begun -> those."""
+    """Settings not given now become what the set was begun with -> those; checks them all."""
     old = {}
     with contextlib.suppress(OSError, ValueError): # not begun
         if not cfg.overwrite:
             old = json.loads((cfg.root / 'shards' / 'config.json').read_text())
-    for key in EXTRACTION:
-        if key in old and key not in cfg._source:
-            setattr(cfg, key, old[key])
+    vars(cfg).update((k, v) for k, v in old.items() if k not in cfg._source)
     if cfg.patch_size < 1 or cfg.image_size % cfg.patch_size or not 16 <= cfg.image_size <= 1024:
         sys.exit(f'error: image_size={cfg.image_size} must be a multiple of '
                  f'patch_size={cfg.patch_size}, from 16 to 1024')
@@ -775,67 +578,26 @@ def take_over(cfg):
     return old
 
 def named(cfg):
-    """-> items of former runs and of this one, rows of what is none."""
+    """-> the items of former runs and of this one, rows of what is none."""
     known = cfg.root / 'items.jsonl'
     former = read_rows(known) if known.exists() and not cfg.overwrite else []
     items, refused = find_items(cfg.videos, cfg.pairs, cfg, former, online=cfg.rank == 0)
-    items = list({i['key']: i for i in former + items}.values())
+    items = {i['key']: i for i in former + items}
     if not items:
         print(*(f"{r['cause']}: {r['message']}" for r in refused), sep='\n')
         sys.exit('error: no videos found; name files, folders or .txt lists of them: '
                  'python prepare.py talks/ --dataset=talks')
-    return items, refused
-
-def prepare(items, refused, old, cfg):
-    from tqdm import tqdm
-    root = cfg.root
-    begin(root, old, cfg)
-    items = take_down(root, items, cfg.exclude)
-    known = root / 'items.jsonl'
-    if cfg.rank == 0:
-        write_lines(known, map(json.dumps, sorted(items, key=lambda i: i['key'])))
-    if cfg.resolve:
-        return print(f'{known}: {len(items)} videos. It is an input like others: '
-                     f'python prepare.py {known} --dataset={cfg.dataset}')
-    todo = to_do(root, items, cfg)
-    began = time.monotonic()
-    with tqdm(total=sum(map(weight, todo)), unit='B', unit_scale=True, smoothing=.1,
-              disable=not todo) as bar:
-        for row in refused:
-            bar.write(f"skipped ({row['cause']}): {row['message']}")
-        rows, told_to_stop = process_all(todo, cfg, bar)
-    seconds = time.monotonic() - began
-    if cfg.world > 1:
-        return print(f'rank {cfg.rank} of {cfg.world}: done. When all are, this command without '
-                     'ranks joins the shards; the videos need not be named again')
-
-    print('joining the shards')
-    meta, all_rows = finalise(root, items, refused, cfg)
-    print(table(list(all_rows.values()), seconds if rows else 0))
-    for name, n in meta['counts'].items():
-        print(f"  {name:8s}{n['videos']} videos, {n['frames']} frames, {n['tokens']} tokens")
-    (root / 'stats.json').write_text(json.dumps(dict(seconds=seconds, rows=rows), default=str))
-    if told_to_stop:
-        print('stopped: the site refused three requests in a row (too many, or it suspects a '
-              'robot). What was fetched is kept. Wait an hour or more, raise --sleep_s, and run '
-              'the same command again: it goes on with what is pending', file=sys.stderr)
-        sys.exit(75)
-    if not meta['counts']['train']['videos']:
-        sys.exit('error: nothing to train on: no video gave frames and words '
-                 '(the causes are above)')
-    window = cfg.image_size - cfg.image_size // 5 // cfg.patch_size * cfg.patch_size
-    print(f'{root}: ready. Next: python train.py --dataset={cfg.dataset} --data_dir={cfg.data_dir} '
-          f'--image_size={window} --patch_size={cfg.patch_size}')
+    return list(items.values()), refused
 
 def begin(root, old, cfg):
     """Make the set's folder, or make sure that it is one of these settings."""
-    if cfg.overwrite and cfg.world > 1:
-        sys.exit('error: --overwrite by many ranks would delete what the others made; '
-                 'run it once alone with --resolve, then the ranks without it')
     if cfg.overwrite:
+        if cfg.world > 1:
+            sys.exit('error: --overwrite by many ranks would delete what the others made; '
+                     'run it once alone with --resolve, then the ranks without it')
         (root / 'meta.json').unlink(missing_ok=True)
         shutil.rmtree(root / 'shards', ignore_errors=True)
-    now = {k: getattr(cfg, k) for k in EXTRACTION}
+    now = extraction(cfg)
     differs = [f'{k} was {old[k]!r}, now {v!r}' for k, v in now.items() if old.get(k, v) != v]
     if differs:
         sys.exit(f"error: {root} was begun with other settings: {'; '.join(differs)}. "
@@ -843,28 +605,93 @@ def begin(root, old, cfg):
     if not old:
         write_lines(root / 'shards' / 'config.json', [json.dumps(now)])
 
+def take_down(root, items, names):
+    """--exclude: shards, words and media of these go, the keys are remembered -> what stays."""
+    memory = root / 'excluded.txt'
+    gone = memory.read_text().splitlines() if memory.exists() else []
+    for name in names:
+        listed = name.endswith('.txt')
+        gone += Path(name).read_text(errors='replace').splitlines() if listed else [name]
+    gone = {line.strip() for line in gone} - {''}
+    for i in items:
+        if gone & {i['key'], i['key'].split(':', 1)[1], i['url'], i['source']}:
+            gone.add(i['key'])                     # it stays out under any name
+            for path in root.glob(f"*/*/{shard_path(root, i['key'], '').name}*"):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+    if gone:
+        write_lines(memory, sorted(gone))
+    return [i for i in items if i['key'] not in gone]
+
 def to_do(root, items, cfg):
-    """-> the items for this rank to read: files, the longest first, then what is on the network,
-    which one rank alone asks for. Sets cfg.workers."""
-    online = [i for i in items if i['url']]
+    """-> the items for this rank: files, the longest first, then what is on the network, which one
+    rank alone asks for. Not what is done, killed its worker, or a site refused for good."""
     files = sorted((i for i in items if not i['url']), key=lambda i: (-weight(i), i['key']))
-    mine = files[cfg.rank::cfg.world] + (online if cfg.rank == 0 else [])
-    todo = [i for i in mine if not shard_path(root / 'shards', i['key']).exists()
-            and (cfg.retry_failed or may_pass(root, i))]
-    most = os.cpu_count() or 1
+    mine = files[cfg.rank::cfg.world]
+    if cfg.rank == 0:
+        mine += [i for i in items if i['url']]
+    todo = []
+    for item in mine:
+        path = shard_path(root / 'shards', item['key'])
+        error = path.with_suffix('.err.json')
+        cause = json.loads(error.read_text())['cause'] if error.exists() else ''
+        again = not cause or cfg.retry_failed
+        if item['url']:
+            again = again or cause in PASSING
+        else:
+            again = again or cause not in ('crash', 'timeout')
+        if again and not path.exists():
+            todo.append(item)
+    most = cfg.workers or os.cpu_count() or 1
     print(f'{root}: {len(mine)} videos, {len(mine) - len(todo)} done before, '
-          f'{len(todo)} to do with {cfg.workers or most} workers')
+          f'{len(todo)} to do with {most} workers')
+    return todo
+
+def run(items, refused, cfg):
+    """Make the shards that are missing, join all."""
+    from tqdm import tqdm
+    root = cfg.root
+    todo = to_do(root, items, cfg)
+    set_up(todo, cfg)
+    began = time.monotonic()
+    with tqdm(total=sum(map(weight, todo)), unit='B', unit_scale=True, smoothing=.1,
+              disable=not todo) as bar:
+        for row in refused:
+            bar.write(f"skipped ({row['cause']}): {row['message']}")
+        made, told_to_stop = process_all(todo, cfg, bar)
+    seconds = time.monotonic() - began
+    if cfg.world > 1:
+        return print(f'rank {cfg.rank} of {cfg.world}: done. When all are, this command without '
+                     'ranks joins the shards; the videos need not be named again')
+
+    print('joining the shards')
+    meta, rows = finalise(root, items, refused, cfg)
+    print(table(list(rows.values()), seconds if made else 0))
+    for name, n in meta['counts'].items():
+        print(f"  {name:8s}{n['videos']} videos, {n['frames']} frames, {n['tokens']} tokens")
+    (root / 'stats.json').write_text(json.dumps(dict(seconds=seconds, rows=made), default=str))
+    if told_to_stop:
+        print('stopped: the site refused three requests in a row. What was fetched is kept. Wait '
+              'an hour or more, raise --sleep_s, and run the same command again', file=sys.stderr)
+        sys.exit(75)
+    if not meta['counts']['train']['videos']:
+        sys.exit('error: nothing to train on: no video gave frames and words (the causes are above)')
+    window = cfg.image_size - cfg.image_size // 5 // cfg.patch_size * cfg.patch_size
+    print(f'{root}: ready. Next: python train.py --dataset={cfg.dataset} --data_dir={cfg.data_dir} '
+          f'--image_size={window} --patch_size={cfg.patch_size}')
+
+def set_up(todo, cfg):
+    """What all workers need: a JavaScript for YouTube; Whisper, tried once here, so that they do
+    not all download, or all fail."""
     if any(i['key'].startswith('youtube:') for i in todo):
         check_javascript()
-    spoken = [i for i in todo if 'captions' not in i
+    most = os.cpu_count() or 1
+    speech = [i for i in todo if 'captions' not in i
               and (cfg.text == 'whisper' or not i.get('sidecar'))]
-    if spoken and cfg.text != 'sidecar':
-        # once here, so that workers do not all download, or all fail
+    if speech and cfg.text != 'sidecar':
         if load_whisper(cfg.whisper_model, cfg.device).device.type == 'cuda':
             most = min(4, most)
         load_whisper.cache_clear()
     cfg.workers = cfg.workers or most
-    return todo
 
 if __name__ == '__main__':
     main(configure(globals(), positional='videos'))

@@ -9,35 +9,26 @@ import numpy as np
 from data.arrays import Frames, read_meta, unpatchify
 from data.sources import Bad, read_rows
 from data.tokens import gpt2_encoding
+from data.video import Decoder
 
 def table(rows, seconds=0):
     """Rows of videos.jsonl, and how long they took -> lines of text."""
     ok = [r for r in rows if r['status'] == 'ok']
-    causes = collections.Counter(r['cause'] for r in rows if r['status'] != 'ok')
-    count, spent, length = (collections.Counter() for _ in range(3))
+    count = collections.Counter()
     for r in ok:
         count.update(r['counts'])
-        for stage, s in r.get('seconds', {}).items():
-            spent[stage] += s
-            length[stage] += r['duration']
 
-    def dropped(kind):
-        out = [f'{n} {c.removeprefix(kind)}' for c, n in sorted(count.items())
-               if c.startswith(kind) and c[len(kind):] not in ('kept', 'seen', 'again')]
-        return ', '.join(out) or 'none'
-    hours = sum(r['duration'] for r in ok) / 3600
-    lines = [f'videos  {len(ok)} ok' + ''.join(f', {n} {c}' for c, n in sorted(causes.items())),
-             f'length  {hours:.2f} h',
-             f"frames  {count['frames_kept']} kept of {count['frames_seen']} key frames; "
-             f"dropped: {dropped('frames_')}",
-             f"tokens  {sum(r['n_tokens'] for r in ok)}"]
-    if count['chunks']:
-        lines.append(f"speech  {count['chunks']} chunks of <= 30 s, {count['chunks_again']} decoded "
-                     f"again; dropped: {dropped('chunks_')}")
+    def listed(counts, prefix=''):
+        return ', '.join(f'{n} {c.removeprefix(prefix)}' for c, n in sorted(counts.items())
+                         if c.startswith(prefix))
+    causes = collections.Counter(r['cause'] or 'ok' for r in rows)
+    length = sum(r['duration'] for r in ok)
+    lines = dict(videos=listed(causes), length=f'{length / 3600:.2f} h',
+                 frames=listed(count, 'frames_'), speech=listed(count, 'chunks'),
+                 tokens=sum(r['n_tokens'] for r in ok))
     if seconds:
-        paces = [f'{s}: {length[s] / t:.0f} x real time per worker, ' for s, t in spent.items() if t]
-        lines.append(f"speed   {''.join(paces)}{length['frames'] / seconds:.0f} x in all")
-    return '\n'.join('  ' + line for line in lines)
+        lines['speed'] = f'{length / seconds:.0f} x real time'
+    return '\n'.join(f'  {name:8s}{line}' for name, line in lines.items() if line != '')
 
 def write_preview(root, n=24):
     """root/preview.html: n random frames with the words around them, and what became of each
@@ -78,20 +69,21 @@ def card(data, i, rows):
                 png=base64.b64encode(png.getvalue()).decode(), before=words(t - 1000, t),
                 during=words(t, end), after=words(end, end + 1000))
 
-def estimate(items, cfg, length_of):
-    """--dry_run: what a run would take. length_of: a file's path -> seconds; Bad if unreadable."""
+def estimate(items, cfg):
+    """--dry_run: open each file, decode and download nothing, print what a run would take."""
     hours = broken = 0
-    videos = [i for i in items if 'captions' not in i]
-    for item in videos:
+    for item in items:
         try:                                       # ten minutes where a site does not say
-            length = (item.get('duration') or 600) if item['url'] else length_of(item['source'])
-            hours += length / 3600
+            if item['url']:
+                hours += (item.get('duration') or 600) / 3600
+            elif 'captions' not in item:
+                hours += Decoder(item['source']).duration / 3600
         except Bad as e:
             broken += 1
             print(f'  cannot be read ({e.cause}): {e}')
-    images = len(items) - len(videos)
+    images = sum('captions' in i for i in items)
     online = sum(bool(i['url']) for i in items)
-    size = (images + 400 * hours) * (3 * cfg.image_size ** 2 + 26)     # 400 frames an hour stay
-    print(f'{len(videos)} videos ({online} to download, {broken} unreadable), {hours:.2f} hours, '
-          f'{images} images with captions: about {size / 1e6:.0f} MB of arrays '
+    size = (images + 400 * hours) * 3 * cfg.image_size ** 2 / 1e6      # 400 frames an hour stay
+    print(f'{len(items) - images} videos ({online} to download, {broken} unreadable), '
+          f'{hours:.2f} hours, {images} images with captions: about {size:.0f} MB of arrays '
           '(as much again for shards)')
