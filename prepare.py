@@ -100,8 +100,11 @@ VIDEO_STATIC = 4
 # one item -> one shard: the patch rows as they come, then an .npz of everything else (the index),
 # then the rows' length in bytes (8)
 
+def sha256(text):
+    return hashlib.sha256(text.encode()).hexdigest()
+
 def shard_path(root, key, ending='.shard'):
-    name = hashlib.sha256(key.encode()).hexdigest()[:40]               # never from a title or an id
+    name = sha256(key)[:40]                        # never from a title or an id
     return root / name[:2] / (name + ending)
 
 def read_shard(path):
@@ -247,7 +250,7 @@ def listen(item, sound, cfg, count):
         raise Bad('no_text', f"{item['source']}: no .vtt, .srt or .json3 beside it, and {why}")
 
     # what was heard is kept: other image sizes need no second hearing
-    how = hashlib.sha256((cfg.whisper_model + cfg.language).encode()).hexdigest()[:8]
+    how = sha256(cfg.whisper_model + cfg.language)[:8]
     heard = shard_path(cfg.root / 'words', item['key'], f'.{how}.json')
     if not heard.exists():
         counted = collections.Counter()
@@ -279,7 +282,7 @@ def process_all(items, cfg, bar):
     """`process` over items -> (rows, whether a site told us to stop). What is on the network is
     fetched here, one after the other, while the workers are busy."""
     rows = []
-    refusals = 0                                   # in a row
+    said = collections.deque(maxlen=3)             # by the site, of late
     idle = [new_pool() for _ in range(cfg.workers)]
     running = {}                                   # {job: (item, fetched, pool, since)}
 
@@ -306,15 +309,15 @@ def process_all(items, cfg, bar):
             done(item, row)
 
     for item in items:
+        if said.count('refused') == 3:
+            break
         try:
             folder = shard_path(cfg.root / 'raw', item['key'], '')
             fetched = fetch(item, cfg, folder) if item['url'] else item
-            refusals = 0
+            said.append('')
         except Bad as e:
-            refusals = refusals + 1 if e.cause == 'refused' else 0
+            said.append(e.cause)
             done(item, failed(cfg.root, item, e.cause, str(e)))
-            if refusals == 3:
-                break
             continue
         if not idle:
             wait()
@@ -324,7 +327,7 @@ def process_all(items, cfg, bar):
         wait()
     for pool in idle:
         pool.shutdown(wait=False)
-    return rows, refusals == 3
+    return rows, said.count('refused') == 3
 
 # ----------------------------------------------------------------------------------------------
 # all shards -> the arrays: deterministic, meta.json last
@@ -333,9 +336,7 @@ def split_of(keys, val_share, test_share):
     """{key: split} by a hash of each key: nobody moves when a video is added, but from val and test
     to train as a set reaches 2,000, of which smaller shares do. A small set lends val and test one
     video each, but never its last."""
-    place = {}
-    for key in sorted(keys):
-        place[key] = int(hashlib.sha256(key.encode()).hexdigest()[:8], 16) / 2 ** 32
+    place = {key: int(sha256(key)[:8], 16) / 2 ** 32 for key in sorted(keys)}
     split = dict.fromkeys(place, 'train')
     split |= {key: 'val' for key, u in place.items() if u < test_share + val_share}
     split |= {key: 'test' for key, u in place.items() if u < test_share}
@@ -402,10 +403,11 @@ def finalise(root, items, refused, cfg):
     for name in 'train', 'val', 'test':
         keys = [key for key in sorted(split) if split[key] == name]
         pixels[name] = write_split(root, name, keys, rows, meta)
-    sums, squares = pixels['train']
     n = max(meta['counts']['train']['frames'] * cfg.image_size ** 2, 1)
-    meta['pixel_mean'] = mean = [p / n / 255 for p in sums]
-    meta['pixel_std'] = [math.sqrt(max(q / n / 255 ** 2 - m * m, 0)) for m, q in zip(mean, squares)]
+    sums, squares = pixels['train'] / n
+    mean = sums / 255
+    variance = np.maximum(squares / 255 ** 2 - mean ** 2, 0)
+    meta |= dict(pixel_mean=list(mean), pixel_std=list(map(math.sqrt, variance)))
 
     # all at once; meta.json last: it exists = the set is complete
     for name in meta['arrays']:
@@ -450,12 +452,12 @@ def plan(rows, group, items, cfg):
     split = split_of(set(group.values()) - given.keys(), val, test) | given
     split = {key: given.get(key) or split[first] for key, first in group.items()}
     rule = f'sha256 of the key, by video: val {val:g}, test {test:g}; re-uploads together'
-    recipe = json.dumps([sorted(split.items()), sorted(rows)]).encode()
+    recipe = json.dumps([sorted(split.items()), sorted(rows)])
     return dict(
         format=FORMAT, image_size=cfg.image_size, patch_size=cfg.patch_size, tokenizer='gpt2',
         tokenizer_sha256=TOKENIZER_SHA256, special_ids={'<|endoftext|>': EOT},
         split_rule=rule + ('; or as the list says' if given else ''), config=extraction(cfg),
-        keys_sha256=hashlib.sha256(recipe).hexdigest()), split
+        keys_sha256=sha256(recipe)), split
 
 def finished(root):
     """-> meta.json if its arrays are whole, else {}; the keys of the videos in it."""
@@ -504,8 +506,8 @@ def write_split(root, name, keys, rows, meta):
             file.flush()
             os.fsync(file.fileno())
             file.seek(0)
-            sha256 = hashlib.file_digest(file, 'sha256').hexdigest()
-            meta['arrays'][f'{name}_{kind}'] = dict(sha256=sha256, bytes=file.tell())
+            digest = hashlib.file_digest(file, 'sha256').hexdigest()
+            meta['arrays'][f'{name}_{kind}'] = dict(sha256=digest, bytes=file.tell())
     return pixels
 
 def frame_records(index, video, start):
@@ -622,39 +624,47 @@ def take_down(root, items, names):
         write_lines(memory, sorted(gone))
     return [i for i in items if i['key'] not in gone]
 
-def to_do(root, items, cfg):
+def to_do(items, cfg):
     """-> the items for this rank: files, the longest first, then what is on the network, which one
-    rank alone asks for. Not what is done, killed its worker, or a site refused for good."""
+    rank alone asks for."""
+    def wanted(item):
+        path = shard_path(cfg.root / 'shards', item['key'])
+        error = path.with_suffix('.err.json')
+        if path.exists() or cfg.retry_failed or not error.exists():
+            return not path.exists()
+        cause = json.loads(error.read_text())['cause']
+        if item['url']:
+            return cause in PASSING                # else a site said so for good
+        return cause not in ('crash', 'timeout')
     files = sorted((i for i in items if not i['url']), key=lambda i: (-weight(i), i['key']))
     mine = files[cfg.rank::cfg.world]
     if cfg.rank == 0:
         mine += [i for i in items if i['url']]
-    todo = []
-    for item in mine:
-        path = shard_path(root / 'shards', item['key'])
-        error = path.with_suffix('.err.json')
-        cause = json.loads(error.read_text())['cause'] if error.exists() else ''
-        again = not cause or cfg.retry_failed
-        if item['url']:
-            again = again or cause in PASSING
-        else:
-            again = again or cause not in ('crash', 'timeout')
-        if again and not path.exists():
-            todo.append(item)
-    most = cfg.workers or os.cpu_count() or 1
-    print(f'{root}: {len(mine)} videos, {len(mine) - len(todo)} done before, '
-          f'{len(todo)} to do with {most} workers')
-    return todo
+    return [i for i in mine if wanted(i)]
+
+def set_up(todo, cfg):
+    """What all workers need: a JavaScript for YouTube; Whisper, tried once here, so that they do
+    not all download, or all fail."""
+    if any(i['key'].startswith('youtube:') for i in todo):
+        check_javascript()
+    most = os.cpu_count() or 1
+    spoken = [i for i in todo if 'captions' not in i
+              and (cfg.text == 'whisper' or not i.get('sidecar'))]
+    if spoken and cfg.text != 'sidecar':
+        if load_whisper(cfg.whisper_model, cfg.device).device.type == 'cuda':
+            most = min(4, most)
+        load_whisper.cache_clear()
+    cfg.workers = cfg.workers or most
 
 def run(items, refused, cfg):
     """Make the shards that are missing, join all."""
     from tqdm import tqdm
     root = cfg.root
-    todo = to_do(root, items, cfg)
+    todo = to_do(items, cfg)
     set_up(todo, cfg)
+    print(f'{root}: {len(todo)} of {len(items)} videos to do with {cfg.workers} workers')
     began = time.monotonic()
-    with tqdm(total=sum(map(weight, todo)), unit='B', unit_scale=True, smoothing=.1,
-              disable=not todo) as bar:
+    with tqdm(total=sum(map(weight, todo)), unit='B', unit_scale=True, disable=not todo) as bar:
         for row in refused:
             bar.write(f"skipped ({row['cause']}): {row['message']}")
         made, told_to_stop = process_all(todo, cfg, bar)
@@ -674,24 +684,10 @@ def run(items, refused, cfg):
               'an hour or more, raise --sleep_s, and run the same command again', file=sys.stderr)
         sys.exit(75)
     if not meta['counts']['train']['videos']:
-        sys.exit('error: nothing to train on: no video gave frames and words (the causes are above)')
+        sys.exit('error: nothing to train on: no video gave frames and words; the causes are above')
     window = cfg.image_size - cfg.image_size // 5 // cfg.patch_size * cfg.patch_size
     print(f'{root}: ready. Next: python train.py --dataset={cfg.dataset} --data_dir={cfg.data_dir} '
           f'--image_size={window} --patch_size={cfg.patch_size}')
-
-def set_up(todo, cfg):
-    """What all workers need: a JavaScript for YouTube; Whisper, tried once here, so that they do
-    not all download, or all fail."""
-    if any(i['key'].startswith('youtube:') for i in todo):
-        check_javascript()
-    most = os.cpu_count() or 1
-    speech = [i for i in todo if 'captions' not in i
-              and (cfg.text == 'whisper' or not i.get('sidecar'))]
-    if speech and cfg.text != 'sidecar':
-        if load_whisper(cfg.whisper_model, cfg.device).device.type == 'cuda':
-            most = min(4, most)
-        load_whisper.cache_clear()
-    cfg.workers = cfg.workers or most
 
 if __name__ == '__main__':
     main(configure(globals(), positional='videos'))

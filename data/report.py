@@ -8,27 +8,22 @@ import numpy as np
 
 from data.arrays import Frames, read_meta, unpatchify
 from data.sources import Bad, read_rows
-from data.tokens import gpt2_encoding
 from data.video import Decoder
 
 def table(rows, seconds=0):
     """Rows of videos.jsonl, and how long they took -> lines of text."""
     ok = [r for r in rows if r['status'] == 'ok']
-    count = collections.Counter()
-    for r in ok:
-        count.update(r['counts'])
-
-    def listed(counts, prefix=''):
-        return ', '.join(f'{n} {c.removeprefix(prefix)}' for c, n in sorted(counts.items())
-                         if c.startswith(prefix))
     causes = collections.Counter(r['cause'] or 'ok' for r in rows)
+    counts = collections.Counter()
+    for r in ok:
+        counts.update(r['counts'])
+
+    def listed(counter):
+        return ', '.join(f'{n} {what}' for what, n in sorted(counter.items()))
     length = sum(r['duration'] for r in ok)
-    lines = dict(videos=listed(causes), length=f'{length / 3600:.2f} h',
-                 frames=listed(count, 'frames_'), speech=listed(count, 'chunks'),
-                 tokens=sum(r['n_tokens'] for r in ok))
-    if seconds:
-        lines['speed'] = f'{length / seconds:.0f} x real time'
-    return '\n'.join(f'  {name:8s}{line}' for name, line in lines.items() if line != '')
+    speed = f' at {length / seconds:.0f} x real time' if seconds else ''
+    return (f'  videos  {listed(causes)}\n  length  {length / 3600:.2f} h{speed}\n'
+            f"  counts  {listed(counts)}\n  tokens  {sum(r['n_tokens'] for r in ok)}")
 
 def write_preview(root, n=24):
     """root/preview.html: n random frames with the words around them, and what became of each
@@ -41,49 +36,47 @@ def write_preview(root, n=24):
     cards = []
     for split in counts:
         data = Frames(root, split, silent=True)
-        share = min(-(-n * len(data.frames) // max(1, every)), len(data.frames))
-        chosen = sorted(rng.choice(len(data.frames), share, replace=False))
-        cards += [card(data, int(i), rows) for i in chosen]
-    template = jinja2.Template(Path(__file__).with_name('preview.html').read_text(), autoescape=True)
-    page = template.render(name=root.name, table=table(rows), cards=cards,
-                           rows=sorted(rows, key=lambda r: r['status']))
+        share = -(-n * len(data.frames) // max(1, every))
+        chosen = sorted(rng.permutation(len(data.frames))[:share].tolist())
+        cards += [card(data, i, rows) for i in chosen]
+    source = Path(__file__).with_name('preview.html').read_text(encoding='utf-8')
+    page = jinja2.Template(source, autoescape=True).render(
+        name=root.name, table=table(rows), cards=cards, rows=sorted(rows, key=lambda r: r['status']))
     (root / 'preview.html').write_text(page, encoding='utf-8')
     print(f"wrote {root / 'preview.html'}")
 
 def card(data, i, rows):
-    """Frame i for the template: the picture, where it stands, what was said."""
+    """Frame i: the picture, where it stands, the words before, during and after it."""
     from PIL import Image
     frame = data.frames[i]
     video = data.videos[frame['video']]
-    span = slice(int(video['token_start']), int(video['token_end']) - 1)
-    when = data.times[span].astype(np.int64)
     t = int(frame['t_ms'])
     end = max(int(frame['t_end_ms']), t + 1)
-
-    def words(a, b):
-        return gpt2_encoding().decode(data.tokens[span][(when >= a) & (when < b)].tolist())
+    first = int(video['token_start'])
+    times = data.times[first:int(video['token_end']) - 1]
+    at = first + np.searchsorted(times, [t - 1000, t, end, end + 1000])
     png = io.BytesIO()
     picture = unpatchify(data.patches[i:i + 1], data.meta['patch_size'])[0]
     Image.fromarray(picture).save(png, 'PNG')
     return dict(split=data.split, row=rows[video['row']], t=t // 1000, stands=(end - t) / 1000,
-                png=base64.b64encode(png.getvalue()).decode(), before=words(t - 1000, t),
-                during=words(t, end), after=words(end, end + 1000))
+                words=[data.text(a, b - a) for a, b in zip(at, at[1:])],
+                png=base64.b64encode(png.getvalue()).decode())
 
 def estimate(items, cfg):
-    """--dry_run: open each file, decode and download nothing, print what a run would take."""
-    hours = broken = 0
+    """--dry_run: open each file, decode and download nothing, say what a run would take."""
+    hours = online = images = broken = 0
     for item in items:
-        try:                                       # ten minutes where a site does not say
-            if item['url']:
+        try:
+            if item['url']:                        # ten minutes where a site does not say
+                online += 1
                 hours += (item.get('duration') or 600) / 3600
-            elif 'captions' not in item:
+            elif 'captions' in item:
+                images += 1
+            else:
                 hours += Decoder(item['source']).duration / 3600
         except Bad as e:
             broken += 1
             print(f'  cannot be read ({e.cause}): {e}')
-    images = sum('captions' in i for i in items)
-    online = sum(bool(i['url']) for i in items)
     size = (images + 400 * hours) * 3 * cfg.image_size ** 2 / 1e6      # 400 frames an hour stay
-    print(f'{len(items) - images} videos ({online} to download, {broken} unreadable), '
-          f'{hours:.2f} hours, {images} images with captions: about {size:.0f} MB of arrays '
-          '(as much again for shards)')
+    print(f'{len(items) - images} videos ({online} to download, {broken} unreadable), {hours:.2f} '
+          f'hours, {images} images: about {size:.0f} MB of arrays, and as much of shards')
