@@ -1,0 +1,83 @@
+"""Does a finished set keep the contract? Uses none of the code that wrote it."""
+import hashlib
+import json
+
+import numpy as np
+
+EOT = 50256                      # <|endoftext|>, the last of GPT-2's tokens
+
+def problems(root):
+    """-> sentences, none if data/<dataset> is sound. Recomputes everything from the files alone."""
+    try:
+        meta = json.loads((root / 'meta.json').read_text())
+        with open(root / 'videos.jsonl', encoding='utf-8') as f:
+            rows = [json.loads(line) for line in f]
+    except (OSError, ValueError) as e:
+        return [f'{e}: the set is not complete; run prepare.py on it again']
+    try:
+        bad = list(file_problems(root, meta))
+        rows = {n: row for n, row in enumerate(rows) if row['status'] == 'ok'}
+        for split, counts in {} if bad else meta['counts'].items():
+            found = split_problems(root, split, counts, meta['image_size'], rows)
+            bad += [f'{split}: {sentence}' for sentence in found]
+        return bad
+    except (LookupError, TypeError, AttributeError, OSError, ValueError) as e:
+        return [f'meta.json or videos.jsonl is damaged ({type(e).__name__}: {e})']
+
+def file_problems(root, meta):
+    if meta['format'] != 1:
+        yield f"format {meta['format']}, this code reads 1"
+    for name, about in meta['arrays'].items():
+        path = root / name
+        if not path.exists() or path.stat().st_size != about['bytes']:
+            yield f"{name}: not the {about['bytes']} bytes that meta.json states"
+            continue
+        with open(path, 'rb') as f:
+            if hashlib.file_digest(f, 'sha256').hexdigest() != about['sha256']:
+                yield f'{name}: its sha256 is not the one in meta.json'
+
+def split_problems(root, split, counts, image_size, rows):
+    """rows {number: row of videos.jsonl}: each video takes its own away."""
+    tokens = np.fromfile(root / f'{split}_tokens.bin', '<u2')
+    times = np.fromfile(root / f'{split}_times.bin', '<u4').astype(np.int64)
+    frames = np.load(root / f'{split}_frames.npy', allow_pickle=False)
+    videos = np.load(root / f'{split}_videos.npy', allow_pickle=False)
+    found = dict(videos=len(videos), frames=len(frames), tokens=len(tokens))
+    if found != counts or len(times) != len(tokens):
+        yield 'counts differ from meta.json'
+    size = (root / f'{split}_patches.bin').stat().st_size
+    if size != len(frames) * image_size ** 2 * 3:
+        yield 'patches.bin is not one row per frame'
+    if (tokens > EOT).any():
+        yield 'a token is not a GPT-2 id'
+    for what, total in ('token', len(tokens)), ('frame', len(frames)):
+        edges = np.append(videos[what + '_start'], total)
+        if edges[0] != 0 or (videos[what + '_end'] != edges[1:]).any():
+            yield f'the {what}s of the videos are not end to end'
+    for i, video in enumerate(videos):
+        if rows.pop(video['row'], {}).get('split') != split:
+            yield f'video {i}: its row in videos.jsonl is wrong'
+        first, last = int(video['token_start']), int(video['token_end'])
+        shown = frames[int(video['frame_start']):int(video['frame_end'])]
+        if (shown['video'] != i).any():
+            yield f'video {i}: a frame is of another'
+        for sentence in video_problems(video, tokens[first:last], times[first:last], shown):
+            yield f'video {i}: {sentence}'
+
+def video_problems(video, said, when, shown):
+    caption = video['flags'] & 1                   # of an image-caption list: many texts, no times
+    ends = np.flatnonzero(said == EOT)
+    if not len(ends) or ends[-1] != len(said) - 1 or not caption and len(ends) > 1:
+        yield '<|endoftext|> must close each text, and stand nowhere else'
+        return
+    if (np.diff(when) < 0).any() or when[-1] != video['duration_ms']:
+        yield 'times must rise to the duration'
+    t, gone = shown['t_ms'].astype(np.int64), shown['t_end_ms'].astype(np.int64)
+    if (np.diff(t) <= 0).any():
+        yield 'frames out of order'
+    if (gone[:-1] > t[1:]).any() or (gone > when[-1]).any() or not caption and (t >= gone).any():
+        yield 'a frame stands for no time'
+    for middle, token in zip((t + gone) // 2, shown['token'].astype(np.int64)):
+        first = np.flatnonzero((when >= middle) | (said == EOT))[0]
+        if token - int(video['token_start']) != first:
+            yield 'a frame does not point at the first token after its middle'

@@ -1,0 +1,82 @@
+"""What came of a set, for people: the table, the preview, the estimate."""
+import base64
+import collections
+import io
+from pathlib import Path
+
+import numpy as np
+
+from data.arrays import Frames, read_meta, unpatchify
+from data.sources import Bad, read_rows
+from data.video import Decoder
+
+def table(rows, seconds=0):
+    """Rows of videos.jsonl, and how long they took -> lines of text."""
+    ok = [r for r in rows if r['status'] == 'ok']
+    causes = collections.Counter(r['cause'] or 'ok' for r in rows)
+    counts = collections.Counter()
+    for r in ok:
+        counts.update(r['counts'])
+
+    def listed(counter):
+        return ', '.join(f'{n} {what}' for what, n in sorted(counter.items()))
+    length = sum(r['duration'] for r in ok)
+    speed = f' at {length / seconds:.0f} x real time' if seconds else ''
+    return (f'  videos  {listed(causes)}\n  length  {length / 3600:.2f} h{speed}\n'
+            f"  counts  {listed(counts)}\n  tokens  {sum(r['n_tokens'] for r in ok)}")
+
+def write_preview(root, n=24):
+    """root/preview.html: n random frames with the words around them, and what became of each
+    video. One static page; nothing in it is trusted: the template escapes."""
+    import jinja2
+    rows = read_rows(root / 'videos.jsonl')
+    counts = read_meta(root)['counts']
+    every = sum(c['frames'] for c in counts.values())
+    rng = np.random.default_rng(0)
+    cards = []
+    for split in counts:
+        data = Frames(root, split, silent=True)
+        share = -(-n * len(data.frames) // max(1, every))
+        chosen = sorted(rng.permutation(len(data.frames))[:share].tolist())
+        cards += [card(data, i, rows) for i in chosen]
+    source = Path(__file__).with_name('preview.html').read_text(encoding='utf-8')
+    page = jinja2.Template(source, autoescape=True).render(
+        name=root.name, table=table(rows), cards=cards, rows=sorted(rows, key=lambda r: r['status']))
+    (root / 'preview.html').write_text(page, encoding='utf-8')
+    print(f"wrote {root / 'preview.html'}")
+
+def card(data, i, rows):
+    """Frame i: the picture, where it stands, the words before, during and after it."""
+    from PIL import Image
+    frame = data.frames[i]
+    video = data.videos[frame['video']]
+    t = int(frame['t_ms'])
+    end = max(int(frame['t_end_ms']), t + 1)
+    first = int(video['token_start'])
+    times = data.times[first:int(video['token_end']) - 1]
+    at = first + np.searchsorted(times, [t - 1000, t, end, end + 1000])
+    png = io.BytesIO()
+    picture = unpatchify(data.patches[i:i + 1], data.meta['patch_size'])[0]
+    Image.fromarray(picture).save(png, 'PNG')
+    return dict(split=data.split, row=rows[video['row']], t=t // 1000, stands=(end - t) / 1000,
+                words=[data.text(a, b - a) for a, b in zip(at, at[1:])],
+                png=base64.b64encode(png.getvalue()).decode())
+
+def estimate(items, cfg):
+    """--dry_run: open each file, decode and download nothing, say what a run would take."""
+    hours = online = images = broken = 0
+    for item in items:
+        try:
+            if item['url']:                        # ten minutes where a site does not say
+                online += 1
+                hours += (item.get('duration') or 600) / 3600
+            elif 'captions' in item:
+                images += 1
+            else:
+                hours += Decoder(item['source']).duration / 3600
+        except Bad as e:
+            broken += 1
+            print(f'  cannot be read ({e.cause}): {e}')
+    size = (images + 400 * hours) * 3 * cfg.image_size ** 2 / 1e6      # 400 frames an hour stay
+    print(f'{len(items) - images} videos ({online} to download, {broken} unreadable), {hours:.2f} '
+          f'hours, {images} images: about {size:.0f} MB of arrays, and as much of shards')

@@ -1,0 +1,283 @@
+"""What was named -> videos: files, folders, lists, image-caption lists; the network, by yt-dlp.
+
+A video or picture is an item: a dict with its key (a site's id, or a hash of the content: not the
+name), source, title and url, and what else is known of it: bytes, sidecar, captions, duration.
+"""
+import hashlib
+import json
+import os
+import re
+import sys
+from pathlib import Path
+
+EXTENSIONS = '.mp4 .m4v .mov .mkv .webm .avi .mpg .mpeg .ts .flv .ogv .wmv .3gp'.split()
+SIDECARS = '.json3', '.vtt', '.srt'
+REMOTE = re.compile(r'https?://|\w+search\d*:')
+
+class Bad(Exception):
+    """An item that cannot be used: cause, a word to count by, and a message of what is wrong."""
+    def __init__(self, cause, message):
+        super().__init__(message)
+        self.cause = cause
+
+def find_items(inputs, pairs, cfg, known, online=True):
+    """-> items, and rows of videos.jsonl for what is none. `known`: the items of former runs; what
+    they came from on the network is not asked for again, nor anything if not `online`."""
+    named = [found for name in inputs for found in expand(name, cfg.all_files)]
+    items = {i['key']: i for i in named if isinstance(i, dict)}
+    asked = {i.get('asked') for i in known}
+    refused = []
+    for path in named:
+        if isinstance(path, dict):
+            continue
+        row = dict(key=f'path:{path}', source=str(path), title='', url='')
+        try:
+            if isinstance(path, str):
+                row['url'] = path
+                found = find_online(path, cfg) if online and path not in asked else []
+                items |= {i['key']: i for i in found if i['key'] not in items}
+                continue
+            row['title'] = path.stem
+            item = row | find_file(path)
+            first = items.setdefault(item['key'], item)
+            if first is not item:
+                raise Bad('duplicate', f"{path}: the same file as {first['source']}")
+        except Bad as e:
+            refused.append(row | dict(cause=e.cause, message=str(e)))
+    if pairs:
+        refused += find_pairs(pairs, items)
+    return list(items.values()), refused
+
+def expand(name, all_files, folder=Path(), within=()):
+    """Yield what a name stands for: Paths, URLs and searches (str), items of an items.jsonl.
+    `within`: the lists that it is named in. os.path, for no file can have some names."""
+    path = folder / name
+    kind = path.suffix.lower()
+    if REMOTE.match(name):                         # without the place in a page, but C# in a search
+        yield re.sub(r'(?<=.)#(?!!).*', '', name) if name.startswith('http') else name
+    elif os.path.isdir(path):
+        for p in sorted(path.rglob('*')):
+            kind = p.suffix.lower()
+            if p.is_file() and kind not in SIDECARS and (all_files or kind in EXTENSIONS):
+                yield p
+    elif kind == '.txt' and os.path.isfile(path) and os.access(path, os.R_OK):
+        if path.resolve() in within:               # a list that names itself
+            return
+        within = (*within, path.resolve())
+        for line in path.read_text(encoding='utf-8-sig', errors='replace').splitlines():
+            if line.strip() and not line.startswith('#'):
+                yield from expand(line.strip(), all_files, path.parent, within)
+    elif kind == '.jsonl' and os.path.isfile(path):
+        for row in read_rows(path):
+            known = row if isinstance(row, dict) else {}
+            texts = [known.get(k) for k in ('key', 'source', 'title', 'url')]
+            if not all(isinstance(t, str) for t in texts) or ':' not in texts[0]:
+                sys.exit(f'error: {path} is no items.jsonl of prepare.py; '
+                         f'an image-caption list is given by --pairs={path}')
+            yield row
+    else:
+        yield path
+
+def read_rows(path):
+    """The entries of a JSON list [...] or a JSONL file."""
+    try:
+        raw = Path(path).read_text(encoding='utf-8-sig')
+        if raw.lstrip()[:1] == '[':
+            return json.loads(raw)
+        return [json.loads(line) for line in raw.splitlines() if line.strip()]
+    except (OSError, ValueError) as e:
+        sys.exit(f'error: {path}: {e}')
+
+def find_file(path):
+    """-> what an item has of a file."""
+    if not os.path.isfile(path):
+        raise Bad('not_found', f'{path}: no such file')
+    size = path.stat().st_size
+    if size == 0:
+        raise Bad('empty', f'{path}: 0 bytes')
+    if not os.access(path, os.R_OK):
+        raise Bad('unreadable', f'{path}: permission denied')
+    return dict(key=content_key(path), bytes=size, sidecar=sidecar(path))
+
+def content_key(path):
+    """file:<hash of the size and of the first and last megabyte>: the same for copies."""
+    size = os.path.getsize(path)
+    with open(path, 'rb') as f:
+        digest = hashlib.sha256(str(size).encode() + f.read(1 << 20))
+        f.seek(max(0, size - (1 << 20)))
+        digest.update(f.read())
+    return 'file:' + digest.hexdigest()[:40]
+
+def sidecar(path):
+    """talk.mp4 -> the talk.json3, talk.vtt or talk.srt beside it, also talk.en.vtt; '': none."""
+    stem = re.sub(r'([\[\]*?])', r'[\1]', path.stem)
+    beside = [p for p in path.parent.glob(stem + '.*') if p.suffix.lower() in SIDECARS]
+    beside.sort(key=lambda p: (SIDECARS.index(p.suffix.lower()), len(p.name), p.name))
+    return str(beside[0]) if beside else ''
+
+def find_pairs(name, items):
+    """Add the pictures of an image-caption list to items -> rows of the entries that are none."""
+    refused = []
+    for n, entry in enumerate(read_rows(name)):
+        entry = entry if isinstance(entry, dict) else {}
+        path = Path(name).parent / str(entry.get('image'))
+        row = dict(key=f'pair:{n}', source=str(path), title=path.stem, url='')
+        try:
+            captions = read_pair(entry, path)
+        except Bad as e:
+            refused.append(row | dict(cause=e.cause, message=f'{name}, entry {n}: {e}'))
+            continue
+        row |= dict(key=content_key(path), bytes=path.stat().st_size, captions=[])
+        if entry.get('split'):
+            row['split'] = entry['split']
+
+        # COCO lists a picture once per caption
+        have = items.setdefault(row['key'], row).setdefault('captions', [])
+        have += [c for c in dict.fromkeys(captions) if c not in have]
+    return refused
+
+def read_pair(entry, path):
+    """One entry of an image-caption list, whose picture should be at path -> its captions."""
+    needs = ('needs {"image": path, "caption": text or [texts]}, '
+             'and if there is a "split", train, val or test')
+    split = entry.get('split')
+    if not isinstance(entry.get('image'), str) or split not in (None, 'train', 'val', 'test'):
+        raise Bad('bad_row', needs)
+    captions = entry.get('caption')
+    captions = captions if isinstance(captions, list) else [captions]
+    captions = [c for c in captions if isinstance(c, str) and c.strip()]
+    if not captions:
+        raise Bad('no_text', needs)
+    if not os.path.isfile(path) or not os.access(path, os.R_OK):
+        raise Bad('not_found', f'{path}: no such file, or not readable')
+    return captions
+
+# ----------------------------------------------------------------------------------------------
+# the network: yt-dlp's Python API, one request at a time; no merging, so no ffmpeg program
+
+class Quiet:
+    """yt-dlp's logger: keeps the last thing that it said, for why a video was left out."""
+    said = ''
+
+    def debug(self, text):
+        if re.search('skipping|does not pass|Aborting', text):
+            self.said = text
+
+    def ignore(self, text):
+        pass
+
+    info = debug
+    warning = error = ignore
+
+def downloader(cfg, **options):
+    """A YoutubeDL with everything set: the API's defaults are not those of the command line."""
+    import yt_dlp
+    h = cfg.max_height
+    which = ('!is_live & live_status!=?is_upcoming '
+             f'& duration>=?{cfg.min_s} & duration<=?{cfg.max_s} & age_limit<?18')
+    if cfg.licence:
+        which += f' & license*={cfg.licence!r}'
+
+    def wait(n):
+        return min(2 ** n, 60)
+    settings = dict(
+        # what: one file, else two; in this order HLS comes last
+        format=f'b[height<=?{h}][protocol^=http]/(bv[height<=?{h}],wa)/b[height<={2 * h}]/w/ba',
+        match_filter=yt_dlp.match_filter_func(which), noplaylist=True, max_filesize=2 << 30,
+        # captions
+        writesubtitles=cfg.text != 'whisper', writeautomaticsub=cfg.auto_captions,
+        subtitleslangs=['all' if cfg.language == 'any' else f'{cfg.language}.*'],
+        subtitlesformat='json3/vtt/srt',
+        extractor_args=dict(youtube=dict(skip=['translated_subs'])),
+        # a line that fails
+        retries=5, fragment_retries=5, extractor_retries=2, file_access_retries=3,
+        retry_sleep_functions=dict(http=wait, fragment=wait, extractor=wait), socket_timeout=30,
+        throttledratelimit=100_000, continuedl=True, ignoreerrors=False,
+        # a site that must not be angered
+        sleep_interval=cfg.sleep_s, max_sleep_interval=2 * cfg.sleep_s,
+        sleep_interval_requests=cfg.sleep_s / 8, sleep_interval_subtitles=cfg.sleep_s / 2,
+        # this machine
+        js_runtimes=dict(deno={}, node={}), fixup='never', updatetime=False, restrictfilenames=True,
+        cachedir=False, noprogress=True, quiet=True, logger=Quiet(), cookiefile=cfg.cookies or None)
+    return yt_dlp.YoutubeDL(settings | options)
+
+# yt-dlp's words -> cause; the first that fits. `refused` may stop the run, see process_all
+CAUSES = dict(
+    refused=r"HTTP Error 4(29|03)|Too Many Requests|try again later|rate.?limit|not a bot",
+    private=r'private video|video is private|HTTP Error 401',
+    members=r'members.only|join this channel',
+    age=r'confirm your age|age.restricted',
+    drm=r'\bDRM\b',
+    geo=r'your country|your location|geo.?restrict',
+    gone=r'removed|terminated|no longer available|HTTP Error 4(04|10)|video unavailable|'
+         r'does not exist',
+    no_video=r'Unsupported URL|no video|Requested format is not available|No video formats',
+    upcoming=r'premieres in|will begin in|is live')
+PASSING = 'refused', 'network'                     # causes that may be over the next time
+
+def polite(ask, url):
+    """ask(), with yt-dlp's errors as Bad(cause, its own message)."""
+    import yt_dlp
+    try:
+        return ask()
+    except (yt_dlp.utils.YoutubeDLError, OSError, ValueError) as e:
+        message = re.sub(r'\x1b\[[\d;]*m|^ERROR: ', '', str(e))
+        message = message.split('; please report this issue')[0]
+    fits = (cause for cause, words in CAUSES.items() if re.search(words, message, re.I))
+    raise Bad(next(fits, 'network'), f'{url}: {message}')
+
+def find_online(name, cfg):
+    """A URL, playlist, channel or ytsearchN:query -> items; only lists are asked for."""
+    from yt_dlp.extractor.youtube import YoutubeIE
+    row = dict(source=name, title='', url=name, asked=name)
+    if video := YoutubeIE.get_temp_id(name):       # one video, also out of a playlist: no request
+        url = 'https://www.youtube.com/watch?v=' + video
+        return [row | dict(key='youtube:' + video, source=url, url=url)]
+    if Path(name.split('?')[0]).suffix.lower() in EXTENSIONS:
+        return [row | dict(key='url:' + name)]
+
+    most = cfg.max_per_input or None
+    with downloader(cfg, extract_flat='in_playlist', playlistend=most, match_filter=None) as ydl:
+        info = polite(lambda: ydl.extract_info(name, download=False), name)
+    items = []
+    for e in info.get('entries', [info]):
+        url = e.get('webpage_url') or e.get('url') or name
+        kind = e.get('ie_key') or e.get('extractor_key') or 'Generic'
+        if re.search('Tab|Playlist', kind):        # the tabs of a channel
+            items += [i | dict(asked=name) for i in find_online(url, cfg)]
+            continue
+        key = 'url:' + url.split('#')[0] if kind == 'Generic' else f"{kind.lower()}:{e['id']}"
+        items.append(row | dict(key=key, source=url, url=url, title=e.get('title') or '',
+                                duration=e.get('duration') or 0))
+    return items[:most]
+
+def fetch(item, cfg, folder):
+    """Download one video into a folder -> the item with media (one file, or picture and sound),
+    sidecar and what else the site says."""
+    folder.mkdir(parents=True, exist_ok=True)
+    name = str(folder).replace('%', '%%') + '/%(format_id)s.%(ext)s'
+    with downloader(cfg, outtmpl=name) as ydl:
+        info = polite(lambda: ydl.extract_info(item['url']), item['url'])
+        if 'entries' in info:                      # a page with several: the first
+            info = next(iter(info['entries']), {})
+        media = [d['filepath'] for d in info.get('requested_downloads') or ()]
+        if not media:
+            why = ydl.params['logger'].said or 'nothing to download'
+            raise Bad('filtered', f"{item['url']}: {why}")
+    captions = [c.get('filepath') or '' for c in (info.get('requested_subtitles') or {}).values()]
+    captions = [c for c in captions if os.path.exists(c)]
+    said = 'license channel_id upload_date language'.split()
+    return item | {k: info[k] for k in said if info.get(k)} | dict(
+        media=media, sidecar=min(captions, key=len, default=''),
+        title=info.get('title') or item['title'], bytes=sum(map(os.path.getsize, media)))
+
+def check_javascript():
+    """YouTube's player needs a JavaScript runtime; without one most formats are missing."""
+    import yt_dlp                                  # noqa: F401  fills supported_js_runtimes
+    from yt_dlp.globals import supported_js_runtimes
+    for name in 'deno', 'node':
+        info = supported_js_runtimes.value[name]().info
+        if info and info.supported:
+            return print(f'JavaScript for YouTube: {info.name} {info.version}')
+    print('warning: no JavaScript runtime, which YouTube needs since 2025; '
+          'install one: pip install deno')

@@ -1,0 +1,259 @@
+"""What is said: captions or Whisper -> segments [(start_s, end_s, text)], in order -> tokens."""
+import functools
+import hashlib
+import html
+import itertools
+import json
+import math
+import os
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from data.sources import Bad
+from data.tokens import EOT, gpt2_encoding
+
+CLOCK = r'((?:\d+:)?\d{1,2}:\d{2}[.,]\d{3})'
+NOT_SPOKEN = (r'<[^>]*>|\[[^\]]*\]|\([^)]*\)'      # tags, [Music], (applause)
+              r'|[\u2669-\u266f]+[^\u2669-\u266f]*[\u2669-\u266f]+|[\u2669-\u266f]'     # notes
+              r'|>>+|https?://\S+')                # speaker marks, links
+
+def clean(text):
+    """Spoken words only, white space collapsed."""
+    text = re.sub(NOT_SPOKEN, ' ', html.unescape(text))
+    return ' '.join(text.replace('\u200b', '').split())
+
+def read_sidecar(path):
+    """A .vtt, .srt or YouTube .json3 -> segments."""
+    raw = Path(path).read_text(encoding='utf-8-sig', errors='replace')
+    try:
+        segments = read_json3(raw) if path.lower().endswith('.json3') else read_cues(raw)
+    except (ValueError, KeyError, TypeError, AttributeError) as e:
+        raise Bad('bad_sidecar', f'{path}: not YouTube json3: {type(e).__name__} {e}') from None
+    segments = [(a, b, clean(text)) for a, b, text in segments if clean(text)]
+    segments.sort(key=lambda segment: segment[0])
+    if not segments:
+        raise Bad('no_text', f'{path}: no captions in it')
+
+    # none lasts into the next
+    ends = [a for a, _, _ in segments[1:]] + [math.inf]
+    return [(a, max(a, min(b, end)), text) for (a, b, text), end in zip(segments, ends)]
+
+def read_json3(raw):
+    segments = []
+    for event in json.loads(raw)['events']:
+        words = event.get('segs')
+        if words and not event.get('aAppend'):     # the line break that rolls
+            begin = event['tStartMs']
+            times = [begin + word.get('tOffsetMs', 0) for word in words]
+            times.append(begin + event.get('dDurationMs', 0))
+            for word, a, b in zip(words, times, times[1:]):
+                segments.append((a / 1000, max(a, b) / 1000, word.get('utf8', '')))
+    return segments
+
+def read_cues(raw):
+    """.vtt or .srt; a line that a rolling caption shows again is taken once."""
+    segments, before = [], []
+    for block in raw.replace('\r\n', '\n').split('\n\n'):
+        times = re.search(CLOCK + r'\s*-->\s*' + CLOCK, block)
+        lines = block[times.end():].split('\n')[1:] if times else []
+        lines = [line for line in lines if clean(line)]
+        if '<c>' not in raw and len(lines) == 1:   # said twice
+            before = []
+        fresh = [line for line in lines if clean(line) not in before]
+        before = [clean(line) for line in lines]
+        if fresh:
+            # <00:00:01.500><c> word</c>: words with their own times
+            parts = re.split(f'<{CLOCK}>', ' '.join(fresh))
+            starts = [seconds(clock) for clock in (times[1], *parts[1::2], times[2])]
+            segments += zip(starts, starts[1:], parts[::2])
+    return segments
+
+def seconds(clock):
+    h, m, s, ms = map(int, re.split('[:.,]', '0:' + clock)[-4:])
+    return 3600 * h + 60 * m + s + ms / 1000
+
+# ----------------------------------------------------------------------------------------------
+# Whisper, on batches of chunks of one video
+
+RATE = 16000                     # Hz; what Whisper hears
+STEP = 320                       # samples: 20 ms
+
+def sound(video):
+    """Yield int16 samples. A lost packet is silence, which keeps the times right."""
+    import av
+    resampler = av.AudioResampler('s16', 'mono', RATE)
+    total = 0
+    for t, frame in video.packets(video.audio):
+        gap = round(t * RATE) - total
+        parts = [np.zeros(gap if gap > RATE // 10 else 0, np.int16)]
+        parts += [part.to_ndarray()[0] for part in resampler.resample(frame)]
+        total += sum(map(len, parts))
+        yield np.concatenate(parts)
+
+def speech_chunks(video):
+    """Yield (start_s, float32 samples of at most 30 s), cut at quiet points, without silence."""
+    pieces = sound(video)
+    rest = np.zeros(0, np.int16)
+    begin = 0                                      # position of rest[0]
+    last = False
+    while not last:
+
+        # ten minutes at a time: memory stays flat
+        parts = [rest]
+        room = 600 * RATE
+        for piece in pieces:
+            parts.append(piece)
+            room -= len(piece)
+            if room < 0:
+                break
+        last = room >= 0
+        audio = np.concatenate(parts)
+        level, speech = loudness(audio)
+        n = len(level)
+        at = 0                                     # in steps
+        while len(ahead := speech[speech >= at]):
+            at = max(at, ahead[0] - 10)
+            if not last and at + 1500 > n:
+                break                              # goes on in the next block
+
+            # the last quiet point 22 to 27 s on: a chunk costs the same whatever its length, but
+            # of a full 30 s Whisper leaves out the end, and word errors double
+            end = n
+            if at + 1350 < n:
+                near = level[at + 1100:at + 1350]
+                end = at + 1100 + int(np.flatnonzero(near <= near.min() + 3)[-1])
+            if (ahead < end).sum() >= 10:          # 0.2 s of sound at least
+                samples = audio[at * STEP:end * STEP].astype(np.float32)
+                yield (begin + at * STEP) / RATE, samples / 32768
+            at = end
+        keep = min(at, n) if len(ahead) else max(at, n - 50)
+        rest = audio[keep * STEP:]
+        begin += keep * STEP
+
+def loudness(audio):
+    """int16 samples -> dB of full scale of each step, and which steps are loud for this sound."""
+    steps = audio[:len(audio) // STEP * STEP].reshape(-1, STEP).astype(np.float32)
+    level = 20 * np.log10(np.sqrt((steps ** 2).mean(1)) / 32768 + 1e-5)
+    floor = np.percentile(level, 10) if len(level) else 0
+    return level, np.flatnonzero(level > np.clip(floor + 6, -50, -35))
+
+@functools.cache
+def load_whisper(name, device):
+    """A Whisper model by name (downloaded once) or by the path of a .pt, else the remedies."""
+    import torch
+    import whisper
+    if device == 'auto':
+        gpu = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+        device = gpu if torch.cuda.is_available() else 'cpu'
+    if name == 'auto':
+        name = 'turbo' if device.startswith('cuda') else 'base.en'
+    try:
+        return whisper.load_model(name, device=device).eval()
+    except Exception as e:                         # no network, no such name, a broken file
+        why = str(e).splitlines()[0][:200]
+        sys.exit(f'error: Whisper weights {name!r} cannot be loaded ({type(e).__name__}: {why}). '
+                 'Give the path of downloaded ones (--whisper_model=path/base.en.pt), '
+                 'or put captions beside the videos (talk.mp4 + talk.vtt)')
+
+def transcribe(video, key, cfg, count):
+    """-> segments, the same every time; no context is carried from chunk to chunk."""
+    import torch
+    import whisper
+    model = load_whisper(cfg.whisper_model, cfg.device)
+    many = model.is_multilingual
+    wanted = cfg.language if many and cfg.language != 'any' else None
+    options = dict(language=wanted if many else 'en', fp16=model.device.type == 'cuda')
+    tokenizer = whisper.tokenizer.get_tokenizer(
+        many, num_languages=model.num_languages, language=wanted or 'en')
+    segments, votes = [], []
+    chunks = speech_chunks(video)
+    while batch := list(itertools.islice(chunks, cfg.whisper_batch)):
+        mel = torch.stack([whisper.log_mel_spectrogram(
+            whisper.pad_or_trim(audio), model.dims.n_mels, device=model.device)
+            for _, audio in batch])
+        with torch.no_grad():
+            heard = model.encoder(mel.half() if options['fp16'] else mel)
+        if wanted:
+            votes += [p.get(wanted, 0.) for p in model.detect_language(heard)[1]]
+            if len(votes) >= 5 and np.mean(votes) < .2:
+                break
+        results = model.decode(heard, **options)
+
+        # where greedy decoding fails, sample, seeded by the first chunk that failed
+        for temperature in .4, .8:
+            failed = [i for i, r in enumerate(results) if r.compression_ratio > 2.4
+                      or r.avg_logprob < -1 and r.no_speech_prob < .6]
+            if not failed:
+                break
+            count['chunks_again'] += len(failed)
+            seed = f'{key} {len(segments)} {batch[failed[0]][0]} {temperature}'
+            torch.manual_seed(int(hashlib.sha256(seed.encode()).hexdigest()[:15], 16))
+            again = model.decode(heard[failed], **options, temperature=temperature)
+            for i, result in zip(failed, again):
+                results[i] = result
+
+        for (start, audio), result in zip(batch, results):
+            count['chunks'] += 1
+            if cause := hallucinated(result, len(audio) / RATE):
+                count['chunks_' + cause] += 1
+            else:
+                segments += timed(result.tokens, tokenizer, start, len(audio) / RATE)
+    if votes and np.mean(votes) < .8:
+        raise Bad('language', f'{video.path}: p({wanted}) = {np.mean(votes):.2f}')
+    return segments
+
+STOCK = ('thank you', 'thanks for watching', 'thank you for watching', 'please subscribe',
+         'subtitles by the amara org community', 'you', 'bye')
+
+def hallucinated(result, length):
+    """Why the text of a chunk of `length` seconds is not speech, or ''."""
+    words = result.text.lower().split()
+    fours = list(zip(words, words[1:], words[2:], words[3:]))
+    loops = any(fours.count(four) > 4 for four in set(fours))
+    stutters = any(a == b and len(set(a)) == 1 for a, b in zip(fours, fours[1:]))
+    if result.no_speech_prob > .6 and result.avg_logprob < -.5:
+        return 'silent'
+    if result.compression_ratio > 2.4 or loops or stutters:
+        return 'loop'
+    if result.avg_logprob < -1:
+        return 'unsure'
+    rate = len(result.text) / length
+    if not words or rate > 25 or rate < 1 / 8 and result.no_speech_prob > .3:
+        return 'rate'
+    if result.no_speech_prob > .2 and re.sub(r'\W+', ' ', ' '.join(words)).strip() in STOCK:
+        return 'stock_phrase'
+    return ''
+
+def timed(tokens, tokenizer, start, length):
+    """Whisper's tokens of one chunk -> segments, cut at its timestamp tokens of 20 ms."""
+    zero = tokenizer.timestamp_begin
+    segments, words = [], []
+    begin = 0.0
+    for token in [*tokens, zero + round(length / .02)]:
+        if token < tokenizer.eot:
+            words.append(token)
+        elif token >= zero:
+            t = min((token - zero) * .02, length)
+            if text := clean(tokenizer.decode(words)):
+                segments.append((start + begin, start + max(t, begin), text))
+            begin = t
+            words = []
+    return segments
+
+def tokenise(segments, duration_ms):
+    """-> tokens uint16, times uint32 (ms): each token at its share, by bytes, of its segment;
+    <|endoftext|> at the duration closes them."""
+    encoding = gpt2_encoding()
+    tokens, times = [], []
+    for a, b, text in segments:
+        ids = encoding.encode_ordinary(' ' + text)  # the space: a word is the same tokens anywhere
+        ends = np.cumsum([len(encoding.decode_single_token_bytes(i)) for i in ids])
+        times += list(1000 * (a + (b - a) * np.concatenate([[0], ends[:-1]]) / ends[-1]))
+        tokens += ids
+    times = np.maximum.accumulate([*times, 0.])
+    times = np.clip(times, 0, duration_ms).astype(np.uint32)
+    times[-1] = duration_ms
+    return np.array(tokens + [EOT], np.uint16), times
