@@ -8,11 +8,7 @@ B samples, F frames, G x G stored patches per frame of which the model sees a wi
 N patches of P values. torch is imported where tensors are made: the worker processes of prepare.py
 read this file too, and must start fast.
 """
-import json
-import math
-import mmap
-import os
-import sys
+import json, math, mmap, os, sys
 from pathlib import Path
 
 import numpy as np
