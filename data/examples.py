@@ -1,6 +1,5 @@
 """Examples for fine-tuning and probes: JSONL of {"images": [one or two paths], "text": ...,
-"label": ...}, or "answers" of four or more people for the label, "id" as you like. The adapters
-(data/vqa, nlvr2, snli_ve) write it. Folders <split>/<class>/ of pictures will do, without text."""
+"label": ...}, or "answers" of four or more people for the label; "id" as you like."""
 import json
 import sys
 from collections import Counter
@@ -11,9 +10,10 @@ import numpy as np
 
 from data.tokens import gpt2_encoding
 
+SUFFIXES = '.jpg', '.jpeg', '.png', '.webp'
+
 @contextmanager
 def public_file(name, of):
-    """What is wrong with a file is one line."""
     try:
         yield
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as e:
@@ -25,19 +25,18 @@ def read_lines(path):
 
 def write_examples(out, found, skipped):
     """found {split: rows} -> out/<split>.jsonl. skipped: Counter of causes, to be told."""
-    out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
+    if not all(found.values()):
+        sys.exit(f'error: nothing is left for {min(found, key=lambda s: len(found[s]))}; left out: '
+                 f'{dict(skipped)}; is --source the folder with the pictures?')
+    Path(out).mkdir(parents=True, exist_ok=True)
     for split, rows in found.items():
-        if not rows:
-            sys.exit(f'error: nothing is left for {split}; left out: {dict(skipped)}; '
-                     'is --source the folder with the pictures?')
         lines = [json.dumps(row) + '\n' for row in rows]
-        (out / f'{split}.jsonl').write_text(''.join(lines), encoding='utf-8')
+        Path(out, f'{split}.jsonl').write_text(''.join(lines), encoding='utf-8')
     counts = ', '.join(f'{len(rows)} {split}' for split, rows in found.items())
     print(f'{out}: {counts}', *(f'left out {n}: {k}' for k, n in skipped.items()), sep='; ')
 
 def read_example(line, folder):
-    """-> row with `scores`, {label: what it is worth}; answers of 1, 2, 3, 4 people .3, .6, .9, 1."""
+    """-> row with scores {label: what it is worth}: of 1, 2, 3, 4 people .3, .6, .9, 1."""
     row = json.loads(line.decode())
     row['images'] = [folder / p for p in row['images']]
     if 'answers' in row:
@@ -51,9 +50,8 @@ def read_example(line, folder):
     return row
 
 def read_examples(path):
-    """A JSONL file or a folder -> rows whose pictures are there."""
-    pictures = [p for p in sorted(path.glob('*/*')) if p.suffix.lower()
-                in ('.jpg', '.jpeg', '.png', '.webp')]
+    """JSONL, or a folder <class>/ of pictures without text -> rows whose pictures are there."""
+    pictures = [p for p in sorted(path.glob('*/*')) if p.suffix.lower() in SUFFIXES]
     rows = [dict(images=[p], text='', scores={p.parent.name: 1.}) for p in pictures]
     lines = path.read_bytes().split(b'\n') if path.is_file() else []
     for number, line in enumerate(lines, 1):
@@ -89,6 +87,6 @@ def worth(row, answer):
     the mean over each nine others of min(count / 3, 1)."""
     if 'answers' not in row:
         return row['scores'].get(answer, 0.)
-    people = row['answers']
-    others = (people[:i] + people[i + 1:] for i in range(len(people)))
-    return float(np.mean([min(nine.count(answer) / 3, 1) for nine in others]))
+    n = row['answers'].count(answer)
+    others = [n - (given == answer) for given in row['answers']]
+    return float(np.mean([min(count / 3, 1) for count in others]))

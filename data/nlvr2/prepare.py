@@ -37,7 +37,7 @@ def main():
                     found[split].append(dict(
                         id=row['identifier'], images=[os.path.relpath(p, out) for p in images],
                         text=row['sentence'], label=label))
-    write_examples(out, found, skipped, source)
+    write_examples(out, found, skipped)
 
 if __name__ == '__main__':
     config = configure(globals())

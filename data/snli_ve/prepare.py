@@ -35,7 +35,7 @@ def main():
                     found[split].append(dict(
                         id=row.get('pairID', i), images=[os.path.relpath(image, out)],
                         text=row['sentence2'], label=row['gold_label']))
-    write_examples(out, found, skipped, source)
+    write_examples(out, found, skipped)
 
 if __name__ == '__main__':
     config = configure(globals())

@@ -4,12 +4,10 @@ COCO's.
     python data/vqa/prepare.py --source=/data/vqa --out=data/vqa/v2
     python eval.py --run=out/full --task=finetune --examples=data/vqa/v2
 
-Under --source: v2_OpenEnded_mscoco_{train,val}2014_questions.json, v2_mscoco_{train,val}2014_
-annotations.json, and {train,val}2014/COCO_train2014_000000000042.jpg and so on. train.jsonl is
-train2014; of val2014 every tenth picture is val.jsonl, the others test.jsonl (the official test
-answers are not public). Answers are normalised as the official metric does it. Left out and
-counted: questions with fewer than four answers, without a picture, or with a number that came
-before.
+Under --source: v2_OpenEnded_mscoco_*_questions.json, v2_mscoco_*_annotations.json, and pictures
+as train2014/COCO_train2014_000000000042.jpg. train.jsonl is train2014; of val2014 every tenth
+picture is val.jsonl, the others test.jsonl (the official test answers are not public). Left out and
+counted: questions with fewer than four answers, without a picture, or whose number came before.
 """
 import json
 import os
@@ -81,7 +79,7 @@ def main():
     for year in 'train2014', 'val2014':
         with public_file(f'v2_*_{year}_*.json', 'VQA v2'):
             read_year(year, found, skipped)
-    write_examples(out, found, skipped, source)
+    write_examples(out, found, skipped)
 
 if __name__ == '__main__':
     config = configure(globals())
