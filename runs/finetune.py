@@ -26,6 +26,7 @@ from data.arrays import patchify
 from data.examples import read_splits, worth
 from data.pictures import middle_square, read_picture
 from data.tokens import gpt2_encoding
+from data.weights import load_former
 from train import Muon, save_checkpoint
 
 WEIGHT_DECAY = .05
@@ -72,8 +73,9 @@ class Classifier(nn.Module):
             text = m.read(tokens[:, :T], pad)
 
         states = []
-        for x in patches[:, :1].unbind(1) if self.only == 'text' else patches.unbind(1):
-            image = None if self.only == 'text' else m.see(m.normalise(x))
+        pictures = [None] if self.only == 'text' else patches.unbind(1)
+        for x in pictures:
+            image = None if x is None else m.see(m.normalise(x))
             if self.towers:
                 states += [x[:, 0] for x in (text, image) if x is not None]
                 continue
@@ -137,7 +139,7 @@ def with_words_of(model, rows):
     wide = models.VLModel(c, vocab, torch.ones(len(vocab) + 2, dtype=torch.bool),
                           model.pixel_mean.cpu(), model.pixel_std.cpu(),
                           torch.full((len(vocab),), -1))
-    models.load_former(wide, {name: x.cpu() for name, x in model.state_dict().items()})
+    load_former(wide, {name: x.cpu() for name, x in model.state_dict().items()})
     return wide
 
 def make_optimizers(net, k):
@@ -206,6 +208,14 @@ def judge(net, rows, labels, batch_size):
 def mean_worth(rows, chosen):
     return float(np.mean([worth(row, answer) for row, answer in zip(rows, chosen)]))
 
+def tell(found, path):
+    """Results -> a file and the screen."""
+    path.write_text(json.dumps(found, indent=1))
+    for name, value in found.items():
+        print(f'  {name:32s}' + (f'{value:.4f}' if isinstance(value, float) else f'{value}'))
+    print(f'wrote {path}')
+    return found
+
 def main(model, k):
     """Fine-tune, keep the epoch that is best on val, judge it once on test -> {name: number}."""
     at_least(vars(k), epochs=1, n_labels=2, learning_rate=1e-12)
@@ -258,9 +268,6 @@ def main(model, k):
         found[f'{split}_commonest'] = mean_worth(some, labels[:1] * len(some))
         found[f'{split}_examples'] = len(some)
         told = [dict(id=row.get('id', i), answer=chosen[i]) for i, row in enumerate(some)]
-        write_lines(out / f'predictions_{split}.jsonl', told)
-    (out / 'result.json').write_text(json.dumps(found, indent=1))
-    for name, value in found.items():
-        print(f'  {name:32s}' + (f'{value:.4f}' if isinstance(value, float) else f'{value}'))
-    print(f'wrote {out}/result.json, predictions_*.jsonl')
-    return found
+        lines = [json.dumps(line) + '\n' for line in told]
+        (out / f'predictions_{split}.jsonl').write_text(''.join(lines), encoding='utf-8')
+    return tell(found, out / 'result.json')
