@@ -1,67 +1,145 @@
-"""Weights from elsewhere into a new model: --init_from."""
-import math
+"""Weights from elsewhere into a new model: --init_from.
+
+A ViT of timm, MAE, DeiT, BEiT, DINOv2, ... (.safetensors, .pth), whose blocks are this trunk's once
+what can be folded is folded, or a run of train.py. What cannot be had exactly is an error."""
+import argparse, math, pathlib, re
 
 import torch
 import torch.nn.functional as F
 
+WRAPPERS = 'state_dict_ema', 'model_ema', 'teacher', 'model', 'state_dict'     # the first found
+# what a ViT may have beside the trunk: it is left out, and told
+BESIDE = ('head', 'fc_norm', 'norm.', 'pre_logits', 'attn_pool', 'decoder', 'mask_token',
+          'dist_token', 'dino_head', 'ibot_head')
+
 @torch.no_grad()
 def load_weights(model, path):
-    """The weights in path into a new model: a ViT of timm, MAE or DeiT (.safetensors, or .pth), or
-    a run of train.py -> (names loaded, names left out). ValueError if they do not fit."""
-    try:
-        if str(path).endswith('.safetensors'):
-            from safetensors.torch import load_file
-            state = load_file(path)
-        else:
-            state = torch.load(path, map_location='cpu', weights_only=True)
-        former = 'model_config' in state
-        state = state.get('model', state.get('state_dict', state))
-    except Exception as e:
-        raise ValueError(f'{path} cannot be read as weights '
-                         f'({type(e).__name__}: {str(e)[:150]})') from None
-    loaded, left = load_former(model, state) if former else load_vit(model, state, path)
+    """The weights in path into a new model -> (names loaded, names left out, told).
+    ValueError if they do not fit."""
+    checkpoint = read(path)
+    if 'model_config' in checkpoint:
+        was = checkpoint['model_config']
+        if was['n_head'] != model.config.n_head:                       # which no shape tells
+            raise ValueError(f"{path} has n_head={was['n_head']}, this model "
+                             f'{model.config.n_head}: set n_head as there')
+        loaded, left = load_former(model, checkpoint['model'])
+    else:
+        loaded, left = load_vit(model, checkpoint, path)
     if model.teacher is not None:                                      # starts as the student
         mine = model.state_dict()
         model.teacher.load_state_dict({k: mine[k] for k in model.teacher.state_dict()})
     return loaded, left
 
-def load_vit(model, state, path):
+def read(path):
+    """-> what stands in the file, a dictionary, without running any code of it."""
+    try:
+        if str(path).endswith('.safetensors'):
+            from safetensors.torch import load_file
+            return load_file(path)
+        # as the training scripts of MAE, DeiT and timm leave them beside the weights
+        with torch.serialization.safe_globals([argparse.Namespace, pathlib.PosixPath]):
+            checkpoint = torch.load(path, map_location='cpu', weights_only=True)
+        return dict(checkpoint)
+    except Exception as e:
+        why = re.sub(r'\x1b\[[\d;]*m', '', str(e))
+        if found := re.search(r'GLOBAL ([\w.]+) was not', why):
+            why = f"it holds a {found[1]}: save its weights alone, torch.save(checkpoint['model'])"
+        raise ValueError(f'{path} cannot be read as weights '
+                         f'({type(e).__name__}: {why[:200].splitlines()[:1]})') from None
+
+def unwrap(checkpoint, path):
+    """-> the tensors of a ViT under timm's own names: wrappers and prefixes taken off."""
+    state = checkpoint
+    for name in WRAPPERS:
+        if isinstance(state.get(name), dict):
+            state = state[name]
+            break
+    first = 'patch_embed.proj.weight'
+    prefixes = sorted(name[:-len(first)] for name in state if name.endswith(first))
+    if not prefixes:
+        raise ValueError(f'{path} has no patch_embed.proj.weight: not a ViT by the names of timm')
+    if len(prefixes) > 1:
+        raise ValueError(f'{path} has several ViTs: {", ".join(prefixes)}; save one of them alone')
+    n = len(prefixes[0])
+    inside = {name[n:]: x for name, x in state.items() if name.startswith(prefixes[0])}
+    return {name: x for name, x in inside.items() if torch.is_tensor(x)}
+
+def fold(state, path):
+    """Layer scale (DINOv2, DeiT III, BEiT) into the matrix before it, the two biases of BEiT, EVA
+    into the one of qkv, the convolution of the patches into a matrix: exactly the same function."""
+    out = dict(state)
+    for name, gamma in state.items():
+        if found := re.fullmatch(r'(blocks\.\d+\.)(ls([12])\.gamma|gamma_([12]))', name):
+            last = 'attn.proj' if (found[3] or found[4]) == '1' else 'mlp.fc2'
+            weight, bias = f'{found[1]}{last}.weight', f'{found[1]}{last}.bias'
+            out[weight] = state[weight] * gamma[:, None]
+            out[bias] = state[bias] * gamma
+            del out[name]
+        elif name.endswith('attn.q_bias'):
+            block = name.removesuffix('q_bias')
+            q, v = out.pop(name), out.pop(block + 'v_bias')
+            out.pop(block + 'k_bias', None)                            # a buffer of zeros
+            out[block + 'qkv.bias'] = torch.cat([q, torch.zeros_like(q), v])
+    weight = out.pop('patch_embed.proj.weight')                        # (D, channel, row, column)
+    if weight.dim() != 4 or weight.shape[1] != 3:
+        raise ValueError(f'{path} has patches of {tuple(weight.shape[1:])}: pictures of 3 channels '
+                         'are needed')
+    out['patch_embed.weight'] = weight.permute(0, 2, 3, 1).flatten(1)
+    if 'patch_embed.proj.bias' in out:
+        out['patch_embed.bias'] = out.pop('patch_embed.proj.bias')
+    return out
+
+def resize_grid(pos, n):
+    """Positions of a square grid (1, L, D) -> (1, n * n, D), bicubic."""
+    old = math.isqrt(pos.shape[1])
+    if old == n:
+        return pos
+    grid = pos.float().view(1, old, old, -1).permute(0, 3, 1, 2)
+    return F.interpolate(grid, (n, n), mode='bicubic').flatten(2).mT.to(pos.dtype)
+
+def positions(state, n, path):
+    """pos_embed of a ViT (1, extra + L, D) -> (1, 1 + n * n, D): [CLS], then this model's grid."""
+    pos = state.get('pos_embed')
+    if pos is None or pos.dim() != 3:
+        raise ValueError(f'{path} has no pos_embed of (1, positions, width)')
+    tokens = ('cls_token' in state) + ('dist_token' in state)
+    for extra in tokens, 0, 1, 2:                                      # some give these no position
+        L = pos.shape[1] - extra
+        if L > 0 and math.isqrt(L) ** 2 == L:
+            first = pos[:, :1] if extra else torch.zeros_like(pos[:, :1])
+            return torch.cat([first, resize_grid(pos[:, extra:], n)], 1)
+    raise ValueError(f'{path} has {pos.shape[1]} positions: no square grid')
+
+def load_vit(model, checkpoint, path):
     """Patches, positions (interpolated to this grid), [CLS], blocks, last norm, by timm's names."""
-    if 'patch_embed.proj.weight' not in state or 'pos_embed' not in state:
-        raise ValueError(f'{path} has no patch_embed.proj.weight and pos_embed: '
-                         'not a ViT by the names of timm')
-    state = dict(state)
-    weight = state.pop('patch_embed.proj.weight')                      # (D, channel, row, column)
-    state['patch_embed.weight'] = weight.permute(0, 2, 3, 1).flatten(1)
-    if 'patch_embed.proj.bias' in state:
-        state['patch_embed.bias'] = state.pop('patch_embed.proj.bias')
-
-    L = state['pos_embed'].shape[1]
-    extra = L - math.isqrt(L) ** 2                                     # [CLS], DeiT's other token
-    first, grid = state['pos_embed'][:, :1], state['pos_embed'][:, extra:].float()
-    old, new = math.isqrt(grid.shape[1]), math.isqrt(model.config.n_patches)
-    if old != new:
-        grid = grid.view(1, old, old, -1).permute(0, 3, 1, 2)
-        grid = F.interpolate(grid, (new, new), mode='bicubic').flatten(2).mT
-    first = first if extra else torch.zeros_like(first)
-    state['pos_embed'] = torch.cat([first, grid.to(first.dtype)], 1)
-
-    own, loaded = model.state_dict(), []
+    state = fold(unwrap(checkpoint, path), path)
+    state['pos_embed'] = positions(state, math.isqrt(model.config.n_patches), path)
+    c, own, loaded, left = model.config, model.state_dict(), [], []
     ours = 'patch_embed', 'pos_embed', 'cls_token', 'blocks', 'norm'
     for name, value in state.items():
+        block = re.match(r'blocks\.(\d+)\.', name)
+        deeper = block and int(block[1]) >= c.n_layer
         if name not in own or name.split('.')[0] not in ours:
+            if not deeper and not name.startswith(BESIDE):
+                raise ValueError(f'{path} has {name} {tuple(value.shape)}, which this model lacks: '
+                                 'its states would be others')
+            left.append(name)
             continue
         if own[name].shape != value.shape:
             raise ValueError(f'{path}: {name} is {tuple(value.shape)}, this model has '
                              f'{tuple(own[name].shape)}: set n_embd, n_head, patch_size as there')
         own[name].copy_(value)
         loaded.append(name)
-    return loaded, sorted(set(state) - set(loaded))
+    if 'cls_token' not in loaded:
+        left.append("[CLS], which the file lacks: this model's own joins every layer")
+    if c.n_embd != 64 * c.n_head:
+        left.append(f'n_head, which no shape tells: {c.n_embd // 64} in nearly all ViTs of this '
+                    f'width, {c.n_head} here')
+    return loaded, sorted(left)
 
-@torch.no_grad()
 def load_former(model, theirs):
     """A run's state: words by their ids in the tokenizer, positions as far as they go; what has
-    another shape is left out."""
+    another shape is left out -> (names loaded, names left out)."""
     own, loaded = model.state_dict(), []
     vocab, its_vocab = model.vocab.tolist(), theirs['vocab'].tolist()
     V, at = len(vocab), {token: i for i, token in enumerate(its_vocab)}
@@ -81,6 +159,10 @@ def load_former(model, theirs):
         elif name == 'text_pos_embed' and here.shape[2] == value.shape[2]:
             n = min(here.shape[1], value.shape[1])
             here[:, :n] = value[:, :n]
+        elif name.endswith('pos_embed') and here.shape[2] == value.shape[2]:
+            first = here.shape[1] - model.config.n_patches             # [CLS], but in the predictor
+            here[:, :first] = value[:, :first]
+            here[:, first:] = resize_grid(value[:, first:], math.isqrt(model.config.n_patches))
         elif here.shape == value.shape:
             here.copy_(value)
         else:

@@ -1,6 +1,7 @@
 """pytest tests/test_configurator.py -q"""
 
 import json, re, subprocess, sys, types
+from dataclasses import dataclass
 from typing import Literal
 import pytest
 from configurator import ConfigError, at_least, configure, describe, knobs, parse
@@ -105,14 +106,16 @@ def test_mistakes(argv, words):
 
 def test_only_knobs_are_knobs():
     assert set(knobs(script())) == set(
-        'learning_rate dropout dataset title batch_size compile max_iters betas maybe init names level share'.split()
+        'learning_rate dropout dataset title batch_size compile max_iters betas maybe init names '
+        'level share'.split()
     )
 
 
 def test_files(tmp_path, monkeypatch):
     a, b, c = tmp_path / 'a.py', tmp_path / 'b.py', tmp_path / 'config.json'
     a.write_text(
-        '"""what it is for"""\n_twice = 2\nbatch_size = _twice * batch_size   # arithmetic on the value so far\nmaybe = 7\n'
+        '"""what it is for"""\n_twice = 2\n'
+        'batch_size = _twice * batch_size   # arithmetic on the value so far\nmaybe = 7\n'
     )
     b.write_text('batch_size = batch_size + 1; learning_rate = 1')
     c.write_text(json.dumps(dict(max_iters=77, betas=[1, 2], _git='abc')))
@@ -192,16 +195,21 @@ def test_only_rank_0_prints(monkeypatch, capsys):
 def test_help_is_the_knob_block_and_mistakes_are_one_line(tmp_path):
     program = tmp_path / 'program.py'
     program.write_text(
-        '"""Does it."""\nfrom configurator import configure\n\n# size\nn = 3                # how many\nname: str | None = None  # of it\n_x = 1\n'
+        '"""Does it."""\nfrom configurator import configure\n\n# size\n'
+        'n = 3                # how many\n'
+        'name: str | None = None  # of it\n_x = 1\n'
         'LIMIT = 3\nif __name__ == "__main__":\n    configure(globals())\n    print(n, name)\n'
     )
-    run = lambda *argv: subprocess.run(
-        [sys.executable, program, *argv],
-        capture_output=True,
-        text=True,
-        cwd='/',
-        env=dict(PYTHONPATH='/'.join(__file__.split('/')[:-2])),
-    )
+
+    def run(*argv):
+        return subprocess.run(
+            [sys.executable, program, *argv],
+            capture_output=True,
+            text=True,
+            cwd='/',
+            env=dict(PYTHONPATH='/'.join(__file__.split('/')[:-2])),
+        )
+
     out = run('-h').stdout
     assert (
         'Does it.' in out
@@ -226,3 +234,40 @@ def test_help_of_the_scripts(name):
     assert module.__doc__ in text and all(
         re.search(rf'^(\w+, )*{k}\b', text, re.M) for k in knobs(vars(module))
     )
+
+
+@dataclass
+class Model:
+    of_data: int  # no default: the data decides, it is no knob
+    # sizes
+    width: int = 8  # how wide
+    kind: Literal['a', 'b'] = 'a'
+    rate: 'float | None' = 0.5
+
+
+@dataclass
+class Twice:
+    batch_size: int = 3
+
+
+def test_a_dataclass_joins_the_scripts_knobs(tmp_path, monkeypatch, capsys):
+    """One namespace for flags, files, suggestions, the log; the script's globals stay its own."""
+    namespace = {**script(), '__file__': __file__}
+    before = set(namespace)
+    file = tmp_path / 'a.py'
+    file.write_text('width = 2 * batch_size\nbatch_size = width + 1\n')
+    config = configure(namespace, Model, argv=[str(file), '--kind=b', '--rate', 'none'])
+    assert (config['width'], config['batch_size'], config['kind']) == (64, 65, 'b')
+    assert config['rate'] is None and config['_source']['width'] == str(file)
+    assert set(namespace) == before and namespace['batch_size'] == 65
+    for argv, words in (
+        (['--widht=3'], "did you mean 'width'"),
+        (['--kind=c'], "kind must be 'a' or 'b'"),
+        (['--of_data=3'], "there is no 'of_data'"),
+    ):
+        with pytest.raises(SystemExit, match=words):
+            configure(script(), Model, argv=argv)
+    with pytest.raises(AssertionError, match='declared twice'):
+        configure(script(), Twice, argv=[])
+    help_text = describe(namespace, [Model])
+    assert '    width: int = 8  # how wide' in help_text and '# Model' in help_text

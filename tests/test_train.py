@@ -125,7 +125,7 @@ def opened(scenes, split='train', dataset='scenes', weights=(), context_s=0.5, *
     return sets, c, vocab
 
 
-# --- text windows -------------------------------------------------------------------------------------------------------
+# --- text windows ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize('T', [6, 16, 64])
@@ -209,7 +209,7 @@ def test_caption_lists(tmp_path, knob):
     assert run(knob, tmp_path, tmp_path / 'out', max_iters=2)[-1]['iter'] == 2
 
 
-# --- pictures, order, noise ---------------------------------------------------------------------------------------------
+# --- pictures, order, noise -----------------------------------------------------------------------
 
 
 def test_windows_are_cut_from_the_picture(scenes):
@@ -332,7 +332,7 @@ def test_ranks_count_ties_against_the_truth():
     assert train.ranks(score).tolist() == [0, 1, 2]
 
 
-# --- exactness ----------------------------------------------------------------------------------------------------------
+# --- exactness ------------------------------------------------------------------------------------
 
 
 def test_muon_steps_like_torchs(knob):
@@ -450,7 +450,8 @@ def test_validation_touches_no_training_state(scenes, unbroken, knob, tmp_path):
 
 
 def test_options_of_speed_change_no_number(scenes, unbroken, knob, tmp_path, monkeypatch):
-    """Reading ahead, announced reads, activations computed again, a slow disk: the losses and the checkpoints stay the same, to the bit."""
+    """Reading ahead, announced reads, activations computed again, a slow disk: the losses and the
+    checkpoints stay the same, to the bit."""
     save = train.save_checkpoint
 
     def slow(path, **state):
@@ -556,7 +557,8 @@ def test_two_ranks_share_their_candidates(scenes, knob, tmp_path):
 
 @pytest.mark.slow
 def test_memory_does_not_grow(scenes, tmp_path):
-    """4,000 steps with validation and checkpoints, as many as an hour of config/demo.py: the peak of the first tenth stays the peak."""
+    """4,000 steps with validation and checkpoints, as many as an hour of config/demo.py: the peak
+    of the first tenth stays the peak."""
     argv = command(
         scenes, tmp_path / 'run', max_iters=4000, eval_interval=200, log_interval=100, **FULL
     )
@@ -569,7 +571,8 @@ def test_memory_does_not_grow(scenes, tmp_path):
 
 @pytest.mark.slow
 def test_the_loader_is_as_fast_as_memory(tmp_path, knob):
-    """160 px stored, 128 px seen, warm: at least a third of the rate at which numpy copies so many bytes in one piece. Needs a quiet machine."""
+    """160 px stored, 128 px seen, warm: at least a third of the rate at which numpy copies so many
+    bytes in one piece. Needs a quiet machine."""
     for argv in (
         ['data/scenes/prepare.py', '--n_videos=60', '--size=160', f'--out={tmp_path}/videos'],
         [
@@ -597,14 +600,16 @@ def test_the_loader_is_as_fast_as_memory(tmp_path, knob):
             go()
             best[k] = min(best[k], time.perf_counter() - began)
     print(
-        f'loader {out.nbytes / best[0] / 1e9:.1f} GB/s, memcpy {out.nbytes / best[1] / 1e9:.1f} GB/s'
+        f'loader {out.nbytes / best[0] / 1e9:.1f} GB/s, '
+        f'memcpy {out.nbytes / best[1] / 1e9:.1f} GB/s'
     )
     assert best[1] > best[0] / 3
 
 
 @pytest.mark.slow
 def test_two_nodes_meet(scenes, knob, tmp_path):
-    """Two launchers, as on two machines, with a rendezvous on loopback: the run of one launcher with two ranks, to the bit."""
+    """Two launchers, as on two machines, with a rendezvous on loopback: the run of one launcher
+    with two ranks, to the bit."""
     torchrun(2, command(scenes, tmp_path / 'one', max_iters=6, batch_size=16))
     port = 20000 + os.getpid() % 9000
     nodes = [
@@ -637,7 +642,8 @@ def test_two_nodes_meet(scenes, knob, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize('trial', range(20))
 def test_a_killed_rank_is_started_again(scenes, knob, tmp_path_factory, tmp_path, trial):
-    """torchrun --max-restarts: a rank is killed with -9 at a random moment; the run ends with the weights of the unbroken one."""
+    """torchrun --max-restarts: a rank is killed with -9 at a random moment; the run ends with the
+    weights of the unbroken one."""
     argv, whole = (
         dict(max_iters=24, batch_size=16, eval_interval=4),
         tmp_path_factory.getbasetemp() / 'whole_two_ranks',
@@ -675,7 +681,7 @@ def test_a_killed_rank_is_started_again(scenes, knob, tmp_path_factory, tmp_path
     )
 
 
-# --- options ------------------------------------------------------------------------------------------------------------
+# --- options --------------------------------------------------------------------------------------
 
 
 def test_overfitting_eight_pairs_goes_to_zero(scenes, knob, tmp_path):
@@ -720,7 +726,8 @@ def test_options_train(scenes, knob, tmp_path, values):
 
 
 def test_half_precision_without_git(scenes, knob, tmp_path, monkeypatch):
-    """float16: the first steps overflow, by design, and are skipped, but not again in a run that goes on."""
+    """float16: the first steps overflow, by design, and are skipped, but not again in a run that
+    goes on."""
     monkeypatch.setenv('PATH', '/nonexistent')
     first = [
         x['grad_norm']
@@ -741,7 +748,8 @@ def test_half_precision_without_git(scenes, knob, tmp_path, monkeypatch):
 
 
 def test_everything_resumes_exactly(scenes, knob, tmp_path, monkeypatch):
-    """Teacher, queue, keywords and negatives too: a run that ends after a checkpoint and is started again is the unbroken one, to the bit."""
+    """Teacher, queue, keywords and negatives too: a run that ends after a checkpoint and is started
+    again is the unbroken one, to the bit."""
     want, save = run(knob, scenes, tmp_path / 'whole', **FULL), train.save_checkpoint
 
     def save_and_die(path, **state):
@@ -837,7 +845,7 @@ def test_a_set_without_validation_trains(scenes, knob, tmp_path, capsys):
     )
 
 
-# --- mistakes -----------------------------------------------------------------------------------------------------------
+# --- mistakes -------------------------------------------------------------------------------------
 
 
 def fails(capsys, words, go):
@@ -850,7 +858,9 @@ def fails(capsys, words, go):
 
 
 def test_mistakes_are_one_line(scenes, knob, tmp_path, capsys):
-    go = lambda **values: lambda: run(knob, scenes, tmp_path / 'run', **values)
+    def go(**values):
+        return lambda: run(knob, scenes, tmp_path / 'run', **values)
+
     fails(capsys, ['absent/meta.json', 'prepare.py'], go(dataset='absent'))
     fails(capsys, ['batch_size=20', '16'], go(batch_size=20))
     fails(capsys, ['patch_size=12', 'multiple'], go(patch_size=12, image_size=24))
@@ -890,6 +900,18 @@ def test_a_damaged_set_is_refused(scenes, knob, tmp_path, capsys, damage, words)
             json.dumps(json.loads((folder / 'meta.json').read_text()) | dict(format=9))
         )
     fails(capsys, words, lambda: run(knob, tmp_path, tmp_path / 'run'))
+
+
+def test_what_a_model_costs_is_told_without_data(knob, capsys):
+    knob(str(ROOT / 'config/bench.py'), dry_run=True, dataset='absent')
+    train.main()
+    told = re.findall(r'([\d.]+) GFLOP per pair (in all|for \w+)', capsys.readouterr().out)
+    cost = {name: float(gflop) for gflop, name in told}
+    assert list(cost)[:5] == ['for mlm', 'for mim', 'for itc', 'for itm', 'for psl']
+    assert 120 < cost.pop('in all') == pytest.approx(sum(cost.values()), abs=0.5)
+    with pytest.raises(SystemExit, match='no objective'):
+        knob(str(ROOT / 'config/bench.py'), '--mlm=0', '--parts=text_only:1', dry_run=True)
+        train.main()
 
 
 def test_another_architecture_is_refused_and_other_changes_are_told(
