@@ -1,0 +1,89 @@
+"""What only the synthetic scenes have: the truth of every frame, to judge by (--truth).
+
+A folder with NAME.json per video: size (pixels a side), palette {colour: RGB}, and segments (or
+scenes) with start, end (seconds) and what is to be seen: objects with colour, shape, size ('small')
+and box [x0, y0, x1, y1], or a name, tags, ground, texture."""
+import json, sys
+from pathlib import Path
+
+import numpy as np
+
+def read_truth(path):
+    try:
+        return dict(json.loads(path.read_text(encoding='utf-8'))) if path.exists() else {}
+    except (ValueError, TypeError) as e:
+        sys.exit(f'error: {path} is no JSON object ({e})')
+
+def scenes(data, ids, truth):
+    """What the folder `truth` says of frames `ids` of a Frames -> [(segment, the video's whole
+    truth)], both {} where it says nothing."""
+    with open(data.path / 'videos.jsonl', encoding='utf-8') as lines:
+        names = [Path(json.loads(line)['source']).stem for line in lines]
+    files, found = {}, []
+    for frame in data.frames[ids]:
+        name = names[data.videos[frame['video']]['row']]
+        if name not in files:
+            files[name] = read_truth(Path(truth) / f'{name}.json')
+        about = files[name]
+        t = (int(frame['t_ms']) + int(frame['t_end_ms'])) / 2000       # seconds: its middle
+        segments = about.get('segments', about.get('scenes', []))
+        now = [s for s in segments if s['start'] <= t < s['end']]
+        found.append((now[0] if now else {}, about))
+    if not any(files.values()):
+        sys.exit(f'error: --truth={truth} has no NAME.json for any of these videos')
+    return found
+
+def concepts(data, ids, truth):
+    """The name of what is to be seen in each frame (n,), '' where the truth says nothing."""
+    names = []
+    for scene, _ in scenes(data, ids, truth):
+        objects = sorted(f"{o['colour']} {o['shape']}" for o in scene.get('objects', []))
+        names.append(scene.get('name') or ' '.join(objects))
+    return np.array(names)
+
+def true_words(scene):
+    """Every word that the truth has for what is to be seen -> set."""
+    texts = [scene.get(key, '') for key in ('name', 'ground', 'texture')] + scene.get('tags', [])
+    for o in scene.get('objects', []):
+        texts += [o['colour'], o['shape'], o['size']]
+    return set(' '.join(texts).lower().split())
+
+def in_window(box, about, data, size):
+    """A box in pixels of the video -> of the middle window of size pixels that the model sees."""
+    full, p = data.meta['image_size'], data.meta['patch_size']
+    return np.array(box) * full / about['size'] - (full - size) // p // 2 * p
+
+def phrases(data, ids, size, truth):
+    """Objects that are the only ones of their colour and shape -> [(row of ids, phrase, box)]."""
+    found = []
+    for i, (scene, about) in enumerate(scenes(data, ids, truth)):
+        objects = scene.get('objects', [])
+        names = [f"{o['colour']} {o['shape']}" for o in objects]
+        for o, name in zip(objects, names):
+            if names.count(name) == 1:
+                phrase = f"a {o['size']} {name}"
+                found.append((i, phrase, in_window(o['box'], about, data, size)))
+    return found
+
+def colours(data, pairs, real, painted, truth):
+    """Is what was painted of the right colour? For each object that was spoken of: the mean painted
+    colour where it really is, and the nearest of the palette. real (n, H, W, 3) of 0..255,
+    painted {name: the same} -> {colour_acc_name: share right}, {} without any such object."""
+    hits, palette, size = [], [], real.shape[1]
+    for i, (scene, about) in enumerate(scenes(data, pairs[0], truth)):
+        palette = np.array(list(about.get('palette', {}).values()), float)
+        said = data.text(pairs[1][i], pairs[2][i])
+        for o in scene.get('objects', []):
+            box = np.clip(in_window(o['box'], about, data, size), 0, size)
+            x0, y0, x1, y1 = box.astype(int)
+            want = list(about['palette']).index(o['colour'])
+            own = np.abs(real[i, y0:y1, x0:x1] - palette[want]).max(-1) < 40    # not the ground's
+            if own.sum() >= 4 and f"{o['colour']} {o['shape']}" in said:
+                mean = np.stack([p[i, y0:y1, x0:x1][own].mean(0) for p in painted.values()])
+                nearest = np.square(mean[:, None] - palette).sum(-1).argmin(1)
+                hits.append(nearest == want)
+    if not hits:
+        return {}
+    right = zip(painted, np.mean(hits, 0))
+    return {f'colour_acc_{k}': float(v) for k, v in right} | dict(colour_objects=len(hits),
+                                                                  colours=len(palette))
