@@ -1,7 +1,6 @@
 """What a run learned: numbers into out/<run>/eval.json, pictures into out/<run>/*.png.
 
     python eval.py --run=out/demo                        everything, on videos never trained on
-    python eval.py --run=out/demo --task=retrieval --candidates=1000
     python eval.py --run=out/demo --truth=data/scenes/videos/truth      also by concept and colour
     python eval.py --run=out/demo --task=search -h       a file of runs/ has settings of its own
     python eval.py --table='out/*'                       compare runs
@@ -43,14 +42,14 @@ write_length = 16                # tokens written about a picture
 batch_size = 64
 device = 'auto'
 
-MATRIX = 1000                    # pictures to rank by likelihood, at most: each with every text
-MATCHED = 200                    # pictures that itm ranks without itc to choose the best by
+MATRIX = 1000                    # pictures that are told from all texts by likelihood,
+MATCHED = 200                    # by itm, without itc to choose the best by
 
 # ----------------------------------------------------------------------------------------------
 # the run
 
 def open_run(config):
-    """The checkpoint of --run -> model; k: every setting, and what belongs to the run."""
+    """-> the model of --run; k: every setting, and what belongs to the run."""
     k = SimpleNamespace(**config)
     path = Path(k.run) / f'{k.checkpoint}.pt'
     if k.checkpoint == 'best' and not path.exists():                   # a run without validation
@@ -65,15 +64,15 @@ def open_run(config):
     return model, k
 
 def partners(data, ids, right, other):
-    """-> {right: each row of ids itself, other: a row of another video}: half way round, for ids
-    are sorted by video. No other if one video has more than half."""
+    """-> {right: each row of ids, other: rows of other videos, half way round}; no other if one
+    video has more than half."""
     video = data.frames['video'][ids]
     own = np.arange(len(ids))
     far = np.roll(own, len(ids) // 2)
     return {right: own} | ({other: far} if (video[far] != video).all() else {})
 
 def repainting(c):
-    """Parts of the run that paint removed patches from those that stay."""
+    """Parts that paint removed patches from those that stay."""
     parts = [models.PARTS[name] for name in c.plan]
     return [part for part in parts if part.paints and part.sees]
 
@@ -145,8 +144,8 @@ def sides(kept, way):
     return (*images, *texts) if way == 'i2t' else (*texts, *images)
 
 def retrieval(model, data, pairs, k):
-    """Both ways: by the dot product of the ITC embeddings, the best of them again by the matching
-    head; by how well the words are told from the picture."""
+    """By the dot product of the ITC embeddings, the best of them again by the matching head; by how
+    well the words are told from the picture."""
     c = model.config
     told = c.has('mlm') and c.any('writes_all')
     matched = c.has('itm') and (k.rerank > 0 or not c.has('itc'))
@@ -173,7 +172,7 @@ def retrieval(model, data, pairs, k):
     return out
 
 def protocol(data, pairs, kept, k):
-    """-> what was retrieved among, and the concept of each picture (n,), -1: unknown, or None."""
+    """-> {among what}, and the concept of each picture (n,), -1: unknown, or None."""
     n = len(pairs[0])
     m = len(kept.owner)
     said = {tuple(data.tokens[a:a + b]) for a, b in zip(kept.start, kept.length)}
@@ -221,8 +220,8 @@ def by_matching_again(model, kept, way, top, batch_size):
     return {f'itm_{way}_r1': recalls(hits(logit, other[top] == label[:, None]))['r1']}
 
 def whole(name, score, model, kept, n, batch_size):
-    """The first n pictures with all their m texts, as one matrix -> {name: number}; of each text
-    the rank of its picture (m,), its best pictures (m, 5)."""
+    """The first n pictures with all their m texts, as one matrix -> {name: number}; rank (m,), best
+    pictures (m, 5) of each text."""
     some = (kept.owner < n).nonzero()[:, 0]
     own = kept.owner[some]
     matrix = score(model, kept, torch.arange(min(n, len(kept.image))), some, batch_size)
@@ -249,8 +248,8 @@ def matching(model, kept, i, j, batch_size):
     return torch.cat(out)
 
 def likelihood(model, kept, images, texts, batch_size):
-    """Mean log-probability of each text's words (m,) when a picture (n,) is all that is seen ->
-    (n, m). What is masked differs by length alone: each picture is fused once for each."""
+    """Mean log-probability of each text's words (m,) given a picture (n,) alone -> (n, m). What is
+    masked differs by length alone: each picture is fused once for each."""
     device, tokens, pad = model.vocab.device, kept.tokens[texts], kept.pad[texts]
     length = (~pad).sum(1) - 1
     out = torch.zeros(len(images), len(texts))
@@ -268,8 +267,7 @@ def likelihood(model, kept, images, texts, batch_size):
     return out - out.mean(0)       # more than for the average picture: or short texts always win
 
 def draw_retrieval(data, c, ids, kept, rank, top, among, k):
-    """Words and the pictures that come first, the right one with a green rim. rank (m,), top (m, 5).
-    """
+    """Words and what comes first, the right one with a green rim. rank (m,), top (m, 5)."""
     rows = []
     for j in np.linspace(0, len(rank) - 1, min(k.n_pictures, len(rank))).round().astype(int):
         said = data.text(kept.start[j], kept.length[j])
@@ -285,7 +283,7 @@ def draw_retrieval(data, c, ids, kept, rank, top, among, k):
 # words and patches
 
 def words(model, data, pairs, k):
-    """Masked words told with the right picture, another video's and none: accuracy, bits each."""
+    """Masked words told with the right picture, another video's and none: accuracy, bits."""
     c = model.config
     if not c.has('mlm'):
         return dict(skipped='the run has no mlm objective')
@@ -335,7 +333,7 @@ def reconstruct(model, patches, tokens, pad, noise):
     return to_pixels(model, painted), gone
 
 def psnr(squares):
-    """Mean squared errors of pixels in [0, 1] -> dB of their mean."""
+    """Squared errors of pixels in [0, 1] -> dB of their mean."""
     return -10 * math.log10(max(float(np.mean(squares)), 1e-10))
 
 def mean_picture(model, data):
@@ -345,8 +343,8 @@ def mean_picture(model, data):
     return training.pictures(sample, model.config, model.vocab.device).float().mean(0) / 255
 
 def patches(model, data, pairs, k):
-    """PSNR of painted patches: the removed ones from the others (and the words, if it has learned
-    that); all of them from the right words, from another video's, and from no idea."""
+    """PSNR of painted patches: the removed ones from the others and the words; all of them from the
+    right words, from another video's, and from no idea."""
     c = model.config
     if not c.has('mim'):
         return dict(skipped='the run does not paint pixels')

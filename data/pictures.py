@@ -9,7 +9,7 @@ from data.arrays import unpatchify
 
 CELL = 160                       # pixels: side of a picture on a sheet
 GAP = 8
-TOP = 30                         # room for the titles
+TOP = 30
 
 def read_picture(path):
     """-> PIL RGB, upright; ValueError if it cannot be read."""
@@ -19,8 +19,7 @@ def read_picture(path):
         raise ValueError(f'{path} cannot be read as a picture ({e})') from None
 
 def open_pictures(where):
-    """--image, a file or a folder -> [(path, PIL picture)]; what cannot be read is told. Exits
-    with one line if nothing can."""
+    """A file or a folder -> [(path, PIL picture)]; what cannot be read is told."""
     found = []
     paths = sorted(Path(where).iterdir()) if Path(where).is_dir() else [Path(where)]
     for path in paths:
@@ -38,13 +37,13 @@ def middle_square(picture, size):
     return np.asarray(ImageOps.fit(upright, (size, size), Image.Resampling.BOX))
 
 def as_picture(patches, p):
-    """Patches (N, p * p * 3), a tensor of uint8, or of floats in [0, 1] -> (H, W, 3) in [0, 1]."""
+    """Patches (N, p * p * 3), a tensor of uint8 or of floats in [0, 1] -> (H, W, 3) in [0, 1]."""
     scale = 1. if patches.is_floating_point() else 255.
     return unpatchify(patches[None].float().cpu() / scale, p)[0].numpy()
 
 def sheet(columns, rows, path):
-    """A PNG: a title over each column; the cells of a row are pictures (H, W, 3) in [0, 1], with a
-    coloured rim if given as (picture, colour), or text."""
+    """A PNG: a title over each column; cells are text, pictures (H, W, 3) in [0, 1], or (picture,
+    colour of its rim)."""
     font = ImageFont.load_default(14)
     left, x = [], GAP
     for i in range(len(columns)):

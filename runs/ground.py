@@ -1,11 +1,10 @@
-"""--task=ground: where a phrase is in a picture, by a model that has never seen a box.
+"""Where a phrase is in a picture, by a model that has never seen a box.
 
     python eval.py --run=out/demo --task=ground --truth=data/scenes/videos/truth
     python eval.py --run=out/talks --task=ground --refs=refs.json
 
 Is the peak of the phrase's map in its box (pointing game), how much of the map is, how good is the
-box around its largest region? What another picture's phrase points at is mere salience. n phrases,
-N = g * g patches of P values; boxes (n, 4): x0, y0, x1, y1 in pixels of the model's picture.
+box around its largest region? n phrases, N = g * g patches; boxes (n, 4): x0, y0, x1, y1 in pixels.
 """
 import json, math, sys
 from dataclasses import dataclass
@@ -30,28 +29,28 @@ class Knobs:
 @torch.enable_grad()
 def attention_map(model, patches, tokens, pad, layer):
     """Attention from the words to the patches (n, N, P) in a joint layer, where more of it would
-    raise the score that both belong together -> (n, N), not negative. The score is the matching
-    head's; without itm, how well the words, all masked, are told. Grad-CAM: ALBEF, 2107.07651."""
-    c, L = model.config, pad.shape[1]
-    hidden = tokens if c.has('itm') else torch.full_like(tokens, model.mask_id)
-    x = torch.cat([model.read(hidden, pad), model.see(model.normalise(patches))], 1).detach()
+    raise itm's score that both match; without itm, the log-probability of the words, all masked
+    -> (n, N), not negative. Grad-CAM: ALBEF, 2107.07651."""
+    L = pad.shape[1]
+    by_itm = model.config.has('itm')
+    text = model.read(tokens if by_itm else torch.full_like(tokens, model.mask_id), pad)
+    x = torch.cat([text, model.see(model.normalise(patches))], 1).detach()
     mask = ~F.pad(pad, (0, x.shape[1] - L))[:, None, None]
-    for i, block in enumerate(model.blocks[c.n_unimodal:]):
+    for i, block in enumerate(model.blocks[model.config.n_unimodal:]):
         if i != layer:
             x = block(x, mask)
             continue
         q, k, v = block.attn.heads(block.norm1(x))
-        logits = q @ k.mT / math.sqrt(q.shape[-1])
-        weight = logits.masked_fill(~mask, -math.inf).softmax(-1)      # (n, n_head, L + N, L + N)
+        weight = q @ k.mT / math.sqrt(q.shape[-1])                     # (n, n_head, L + N, L + N)
+        weight = weight.masked_fill(~mask, -math.inf).softmax(-1)
         x = x + block.attn.merge(weight @ v)
         x = x + block.mlp(block.norm2(x))
     x = model.norm(x)
-    if c.has('itm'):
+    if by_itm:
         score = model.itm_head(x[:, 0]) @ x.new_tensor([-1., 1.])
     else:
         told = model.word_logits(x[:, 1:L]).log_softmax(-1).gather(2, tokens[..., None])
         score = told[..., 0] * ~pad[:, 1:]
-
     gradient, = torch.autograd.grad(score.sum(), weight)
     share = weight[:, :, :L, L + 1:]
     share = share / share.sum(-1, keepdim=True)                        # among the patches
@@ -60,8 +59,8 @@ def attention_map(model, patches, tokens, pad, layer):
     return heat.mean(1).detach()
 
 def patches_map(model, patches, tokens, pad, batch_size=64, subsets=256):
-    """Which patches (n, N, P), when they are among the quarter that stays, bring the picture's
-    embedding closer to this phrase than to the average one -> (n, N). RISE, 1806.07421."""
+    """Which patches (n, N, P), among the quarter that stays, bring the picture closer to this
+    phrase than to the average one -> (n, N). RISE, 1806.07421."""
     N = patches.shape[1]
     noise = torch.from_numpy(draw_noise(EVAL_SEED, 0, 0, subsets, N)).to(patches.device)
     stay = noise.argsort(1)[:, :max(N // 4, 1)].sort(1).values         # the same for all pictures
@@ -89,14 +88,19 @@ def maps(model, way, pixels, tokens, pad, k):
 # ----------------------------------------------------------------------------------------------
 # boxes
 
+def enlarge(heat, side):
+    """A map (N,) -> (side, side)."""
+    g = math.isqrt(len(heat))
+    return F.interpolate(heat.float().view(1, 1, g, g), (side, side), mode='bicubic')[0, 0]
+
 def box_of(heat, size):
-    """The largest connected region of a map (g, g) above half its maximum -> box (4,)."""
+    """The largest connected region of a map (N,) above half its maximum -> box (4,)."""
     try:
         from scipy.ndimage import label
     except ImportError:
         sys.exit('error: --task=ground needs scipy: pip install -r requirements.txt')
-    n = 4 * len(heat)
-    fine = F.interpolate(heat[None, None].float(), (n, n), mode='bicubic')[0, 0]
+    n = 4 * math.isqrt(len(heat))
+    fine = enlarge(heat, n)
     regions = label((fine >= .5 * fine.max()).numpy())[0]
     y, x = np.nonzero(regions == np.bincount(regions[regions > 0]).argmax())
     return np.array([x.min(), y.min(), x.max() + 1, y.max() + 1]) * size / n
@@ -106,13 +110,8 @@ def iou(a, b):
     areas = sum((x[:, 2:] - x[:, :2]).prod(1) for x in (a, b))
     return both / (areas - both)
 
-def touching(boxes, points, slack):
-    """points (m, 2) -> (n, m) bool: in the box, or this close to it."""
-    low, high = boxes[:, None, :2] - slack, boxes[:, None, 2:] + slack
-    return ((low <= points) & (points <= high)).all(-1)
-
 def of_refs(model, path):
-    """-> pixels [n], phrases [n], boxes [n]"""
+    """-> pixels, phrases, boxes: lists."""
     c, pixels, phrases, boxes = model.config, [], [], []
     try:
         text = path.read_text(encoding='utf-8')
@@ -161,49 +160,56 @@ def judge(model, data, pairs, k):
     pixels, phrases, boxes, outside = read_phrases(model, data, pairs, k)
     if not phrases:
         return dict(skipped='no phrase whose box lies in the picture')
-    spoken, pad = (x.to(pixels.device) for x in model.tokenise(phrases))
-    words = spoken, F.pad(pad, (1, 0))
-    other = np.roll(np.arange(len(boxes)), len(boxes) // 2)            # of a picture half way round
-
-    # the patches that are right to point at, by phrase
-    p = c.patch_size
-    centre = np.arange(p / 2, c.image_size, p)
-    grid = np.stack(np.meshgrid(centre, centre), -1).reshape(-1, 2)
-    right = touching(boxes, grid, p / 2)
-    out = dict(pointing_chance=right.mean(1).mean(), phrases=len(boxes), phrases_outside=outside,
-               pointing_centre=touching(boxes, np.full((1, 2), c.image_size / 2), p / 2).mean())
+    words = model.tokenise(phrases)
+    words = [x.to(pixels.device) for x in (words[0], F.pad(words[1], (1, 0)))]
+    right, covered, out = places(boxes, c)
     drawn = []
     for way in ways:
         heat = maps(model, way, pixels, *words, k)
-        salient = maps(model, way, pixels, *(x[other] for x in words), k)
-        found = scores(heat, boxes, grid, right, c.image_size)
-        found['pointing_other_phrase'] = pointing(salient, right).mean()
+        far = [x.roll(len(boxes) // 2, 0) for x in words]              # phrases of other pictures
+        salience = maps(model, way, pixels, *far, k)
+        drawn.append((heat, hits(heat, right)))
+        out[f'{way}_pointing'] = hits(heat, right).mean()
+        out[f'{way}_pointing_other_phrase'] = hits(salience, right).mean()
+        found = scores(heat, boxes, covered, c.image_size)
         out |= {f'{way}_{name}': v for name, v in found.items()}
-        drawn.append((heat, pointing(heat, right)))
     draw(ways, drawn, phrases, pixels, c, k)
-    return {name: v if isinstance(v, int) else float(v) for name, v in out.items()}
+    out = {name: float(v) for name, v in out.items()}
+    return out | dict(phrases=len(boxes), phrases_outside=outside)
 
-def pointing(heat, right):
-    """Is the peak of each map (n, N) a patch that is right (n, N)? -> (n,) bool."""
-    return right[np.arange(len(heat)), heat.argmax(1)]
+def hits(heat, right):
+    """Is the peak of each map (n, N) right (n, N)? -> (n,) bool."""
+    return right[np.arange(len(right)), heat.argmax(1)]
 
-def scores(heat, boxes, grid, right, size):
-    """Maps (n, N) -> {name: number}."""
-    covered = ((boxes[:, None, :2] <= grid) & (grid < boxes[:, None, 2:])).all(-1)
+def scores(heat, boxes, covered, size):
     energy = (heat.numpy() * covered).sum(1) / heat.sum(1).double().clamp(min=1e-12).numpy()
-    g = math.isqrt(len(grid))
-    overlap = iou(np.stack([box_of(h.view(g, g), size) for h in heat]), boxes)
-    return dict(pointing=pointing(heat, right).mean(), energy_in_box=energy.mean(),
-                box_iou50=(overlap >= .5).mean(), box_miou=overlap.mean())
+    overlap = iou(np.stack([box_of(h, size) for h in heat]), boxes)
+    return dict(energy_in_box=energy.mean(), box_iou50=(overlap >= .5).mean(),
+                box_miou=overlap.mean())
+
+def places(boxes, c):
+    """-> right (n, N): patches that touch the box, one of which the peak shall be; covered (n, N):
+    those with their centre in it; {share of places that are right, is the middle?}."""
+    p, size = c.patch_size, c.image_size
+    at = np.arange(p / 2, size, p)
+    grid = np.stack(np.meshgrid(at, at), -1).reshape(-1, 2)
+    low, high = boxes[:, None, :2], boxes[:, None, 2:]
+
+    def touched(points):
+        return ((low - p / 2 <= points) & (points <= high + p / 2)).all(-1)
+    covered = ((low <= grid) & (grid < high)).all(-1)
+    right = touched(grid)
+    middle = touched(np.full((1, 2), size / 2))
+    return right, covered, dict(pointing_chance=right.mean(1).mean(), pointing_centre=middle.mean())
 
 def draw(ways, drawn, phrases, pixels, c, k):
     """out/<run>/ground.png: pictures, dark but where a map (N,) is high; the rim tells hits."""
-    rows, g = [], c.image_size // c.patch_size
+    rows = []
     for i in np.linspace(0, len(phrases) - 1, min(k.n_pictures, len(phrases))).round().astype(int):
         picture = as_picture(pixels[i], c.patch_size)
         row = [phrases[i], picture]
         for heat, hit in drawn:
-            glow = F.interpolate(heat[i].view(1, 1, g, g), picture.shape[:2], mode='bicubic')[0, 0]
+            glow = enlarge(heat[i], c.image_size)
             high = (glow > .5 * glow.max().clamp(min=1e-12))[..., None].numpy()
             row.append((np.where(high, picture, .35 * picture + .2), 'green' if hit[i] else 'red'))
         rows.append(row)

@@ -23,16 +23,13 @@ class Knobs:
     top: int = 20                # so many moments,
     page: bool = False           # also as a web page that works offline: out/<run>/search.html
 
-APART = 5000                     # ms between moments of one video: of closer ones only the best
-NEAR = 1000                      # ms before and after: the words that are shown
-
 # ----------------------------------------------------------------------------------------------
 # embeddings of all frames
 
 def frame_embeddings(model, data, k):
     """-> (n, proj_dim) float16, memory-mapped; goes on after Ctrl-C."""
-    made_of = f"{k.weights} {data.meta['arrays'][f'{data.split}_patches.bin']['sha256']}"
     which = f'{data.path.name}-{data.split}'
+    made_of = f"{k.weights} {data.meta['arrays'][f'{data.split}_patches.bin']['sha256']}"
     digest = hashlib.sha256(made_of.encode()).hexdigest()[:12]
     name = Path(k.run) / 'search' / f'{which}-{digest}.npy'
     if not name.exists():
@@ -41,7 +38,7 @@ def frame_embeddings(model, data, k):
             fcntl.flock(f, fcntl.LOCK_EX)                              # a second search waits
             if not name.exists():
                 embed_frames(model, data, f, k.batch_size)
-                for old in name.parent.glob(f'{which}-*.npy'):         # of other weights or pictures
+                for old in name.parent.glob(f'{which}-*.npy'):         # of other weights
                     old.unlink()
                 name.with_suffix('.part').rename(name)
     return np.load(name, mmap_mode='r', allow_pickle=False)
@@ -51,22 +48,22 @@ def embed_frames(model, data, f, batch_size):
     from tqdm import tqdm
     n, d = len(data.frames), model.config.proj_dim
     head = io.BytesIO()
-    np.lib.format.write_array_header_1_0(head, dict(descr='<f2', fortran_order=False, shape=(n, d)))
+    about = dict(descr='<f2', fortran_order=False, shape=(n, d))
+    np.lib.format.write_array_header_1_0(head, about)
     head = head.getvalue()
     done = max(0, f.tell() - len(head)) // (2 * d)                     # whole rows
     if f.tell() < len(head):
         f.truncate(0)
         f.write(head)
     f.truncate(len(head) + 2 * d * done)
-    starts = range(done, n, batch_size)
-    for i in tqdm(starts, f'{data.path.name}, {data.split}: frames', disable=None):
+    for i in tqdm(range(done, n, batch_size), 'frames', disable=None):
         ids = np.arange(i, min(i + batch_size, n))
         z = model.image_embedding(data.pictures(ids, model.config, model.vocab.device))
         f.write(z.half().cpu().numpy().tobytes())
 
 def nearest(embeddings, query, n, chunk=1 << 16):
-    """Rows of (frames, d) float16 closest to query (d,) -> ids (n,), cosines (n,), best first; a
-    chunk at a time is in memory."""
+    """Rows of (frames, d) closest to query (d,) -> ids (n,), cosines (n,), best first; a chunk at a
+    time is in memory."""
     ids, scores = np.zeros(0, np.int64), np.zeros(0, np.float32)
     for i in range(0, len(embeddings), chunk):
         score = embeddings[i:i + chunk].astype(np.float32) @ query
@@ -99,7 +96,7 @@ def moment(score, data, i):
 
     span = slice(int(video['token_start']), int(video['token_end']) - 1)
     times, heard = data.times[span].astype(int), data.tokens[span]
-    near = (times >= int(frame['t_ms']) - NEAR) & (times < int(frame['t_end_ms']) + NEAR)
+    near = (times >= int(frame['t_ms']) - 1000) & (times < int(frame['t_end_ms']) + 1000)
     heard = heard[near & (heard != EOT)][:80]
     return dict(score=score, frame=i, data=data, clock=f'{seconds // 60}:{seconds % 60:02d}',
                 title=printable(row['title'] or row['source']),
@@ -107,12 +104,12 @@ def moment(score, data, i):
                 text=printable(gpt2_encoding().decode(heard.tolist())))
 
 def choose(found, top):
-    """[(score, data, frame)] -> the best moments, of those close together one."""
+    """[(score, data, frame)] -> the best moments, of frames of a video within 5 s only one."""
     moments, taken = [], {}
     for score, data, i in sorted(found, key=lambda f: -f[0]):
         t = int(data.frames[i]['t_ms'])
         near = taken.setdefault((id(data), int(data.frames[i]['video'])), [])
-        if len(moments) < top and all(abs(t - other) >= APART for other in near):
+        if len(moments) < top and all(abs(t - other) >= 5000 for other in near):
             near.append(t)
             moments.append(moment(score, data, i))
     return moments
@@ -144,8 +141,8 @@ def main(model, k):
         write_page(moments, k)
 
 def write_page(moments, k):
-    """out/<run>/search.html: one static file with pictures, links and the words around, those of
-    the query marked. Titles and words are not trusted: the template escapes them."""
+    """out/<run>/search.html: one static file with pictures, links and the words around. Titles and
+    words are not trusted: the template escapes them."""
     from jinja2 import Environment
     from PIL import Image
     asked = set(re.findall(r'\w+', k.query.lower())) - STOP_WORDS
@@ -159,8 +156,8 @@ def write_page(moments, k):
         m['jpeg'] = base64.b64encode(jpeg.getvalue()).decode()
         m['words'] = [(w, w.lower() in asked) for w in re.split(r'(\w+)', m['text'])]
     page = Path(__file__).with_suffix('.html').read_text(encoding='utf-8')
-    page = Environment(autoescape=True, trim_blocks=True).from_string(page)
+    page = Environment(autoescape=True, trim_blocks=True).from_string(page).render(
+        asked=printable(k.query or f'like {k.image}'), moments=moments, dataset=k.dataset)
     path = Path(k.run) / 'search.html'
-    asked = printable(k.query or f'like {k.image}')
-    path.write_text(page.render(asked=asked, moments=moments, dataset=k.dataset), encoding='utf-8')
+    path.write_text(page, encoding='utf-8')
     print(f'wrote {path}')

@@ -8,7 +8,6 @@ import numpy as np
 SHOWN = """i2t_r1 t2i_r1 itm_i2t_r1 itm_t2i_r1 likelihood_i2t_r1 likelihood_t2i_r1 mlm_acc_right
 mlm_acc_shuffled alignment_bits psnr_masked psnr_from_words colour_acc_from_words
 keyword_precision_voted keyword_precision_any patches_pointing attention_pointing""".split()
-CONDITIONS = ('checkpoint', 'split', 'dataset', 'candidates')
 
 def numbers(path):
     """eval.json, {task: {name: number}}, as one {name: number}."""
@@ -19,15 +18,17 @@ def numbers(path):
     return flat
 
 def settings(path):
-    """In what a run may differ: its knobs, and how it was judged."""
+    """Knobs, and how it was judged."""
     config = json.loads((path / 'config.json').read_text())
     found = {k: v for k, v in config.items() if k[0] != '_' and k not in ('out_dir', 'seed')}
     judged = numbers(path / 'eval.json')
-    return found | {f'judged: {k}': judged[k] for k in CONDITIONS if k in judged}
+    for k in ('checkpoint', 'split', 'dataset', 'candidates'):
+        if k in judged:
+            found[f'judged: {k}'] = judged[k]
+    return found
 
 def results(path):
-    """What is known of a run -> {column: [numbers]}: eval.json, the fine-tuned tasks (a number for
-    each seed; test, or val where there is none), the probes."""
+    """-> {column: [numbers]}: eval.json, fine-tuning (a number for each seed), probes."""
     found = {k: [v] for k, v in numbers(path / 'eval.json').items() if k in SHOWN}
     for p in sorted(path.glob('finetune-*/result.json')):
         result = json.loads(p.read_text())
@@ -40,14 +41,13 @@ def results(path):
     return found
 
 def cell(values):
-    """Mean, and the sample deviation of several."""
     if len(values) > 1:
         return f'{np.mean(values):.3f} ± {np.std(values, ddof=1):.3f}'
     return f'{values[0]:.3f}' if values else ''
 
 def compare(pattern):
-    """Runs that were evaluated -> a Markdown table, and table.json beside them: the knobs in which
-    a run differs from most others; runs that differ in their seed alone are one row."""
+    """A Markdown table, and table.json beside the runs: the knobs in which a run differs from most
+    others; runs that differ in their seed alone are one row."""
     paths = [Path(p).parent for p in sorted(glob.glob(f'{pattern}/eval.json'))]
     if not paths:
         sys.exit(f'error: no {pattern}/eval.json; '
@@ -68,8 +68,8 @@ def compare(pattern):
 
     rows = []
     for unlike, same in groups.items():
-        row = dict(run=re.sub(r'-\d+$', '', same[0].name), differs=json.loads(unlike),
-                   seeds=len(same))
+        name = re.sub(r'-\d+$', '', same[0].name)
+        row = dict(run=name, differs=json.loads(unlike), seeds=len(same))
         for path in same:
             for k, values in results(path).items():
                 row[k] = row.get(k, []) + values

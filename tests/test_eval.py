@@ -351,7 +351,7 @@ def test_attention_maps_are_of_the_model_that_runs(scenes, monkeypatch, layer):
 def test_boxes_of_maps():
     heat = torch.zeros(8, 8)
     heat[2:5, 3:7], heat[0, 0] = 1.0, 0.9
-    found = ground.box_of(heat, 64)
+    found = ground.box_of(heat.flatten(), 64)
     boxes = np.array([[24, 16, 56, 40], [0, 0, 2, 2], [0, 0, 1, 1]])
     others = np.array([found, [1, 1, 3, 3], [2, 2, 3, 3]])
     overlap = ground.iou(boxes, others)
