@@ -1,22 +1,17 @@
 """What a run learned: numbers into out/<run>/eval.json, pictures into out/<run>/*.png.
 
-    python eval.py --run=out/demo                                   everything, on the held-out videos
+    python eval.py --run=out/demo                        everything, on videos never trained on
     python eval.py --run=out/demo --task=retrieval --candidates=1000
-    python eval.py --run=out/demo --truth=data/scenes/videos/truth  also by concept and colour
-    python eval.py --run=out/demo --task=search --query="a red circle"      a file of runs/, and its
-    python eval.py --run=out/demo --task=search -h                          own settings
-    python eval.py --table='out/*'                                  compare runs: the knobs that differ
-
-Judged are zero-shot retrieval both ways; masked words with the right picture, another one and none
-(the honest test that pictures are used); PSNR of painted patches; pictures from words alone and
-words from pictures alone. All on videos that training never saw, windows in the middle.
+    python eval.py --run=out/demo --truth=data/scenes/videos/truth      also by concept and colour
+    python eval.py --run=out/demo --task=search -h       a file of runs/ has settings of its own
+    python eval.py --table='out/*'                       compare runs
 
 n pictures and m texts, B samples, T text tokens (1 + T with [CLS]), N patches of P values, D width.
 """
 import hashlib, importlib, json, math, re, sys, tempfile
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 import torch
@@ -61,19 +56,21 @@ def open_run(config):
     if k.checkpoint == 'best' and not path.exists():                   # a run without validation
         path = path.with_name('latest.pt')
     model, state = models.read_checkpoint(path, open_device(k.device))
-    k.data_dir, k.context_s = state['config']['data_dir'], state['config']['context_s']
+    k.data_dir = state['config']['data_dir']
+    k.context_s = state['config']['context_s']
     k.dataset = k.dataset or state['config']['dataset'].split(',')[0]
     k.iteration = state.get('iter_num')
     with open(path, 'rb') as f:                                        # whatever the file is called
         k.weights = hashlib.file_digest(f, 'sha256').hexdigest()[:12]
     return model, k
 
-def elsewhere(data, ids):
-    """A permutation that gives each frame a partner of another video: half way round, as ids are
-    sorted by video. None if one video has more than half."""
+def partners(data, ids, right, other):
+    """-> {right: each row of ids itself, other: a row of another video}: half way round, for ids
+    are sorted by video. No other if one video has more than half."""
     video = data.frames['video'][ids]
-    other = np.roll(np.arange(len(ids)), len(ids) // 2)
-    return other if (video[other] != video).all() else None
+    own = np.arange(len(ids))
+    far = np.roll(own, len(ids) // 2)
+    return {right: own} | ({other: far} if (video[far] != video).all() else {})
 
 def repainting(c):
     """Parts of the run that paint removed patches from those that stay."""
@@ -84,9 +81,8 @@ def repainting(c):
 # retrieval
 
 def hits(score, same):
-    """score (q, n) of queries against candidates, same (q, n) bool: which are right -> rank of each
-    query's best right candidate, 0 is best. Ties and what is not a number count against it, other
-    right ones do not."""
+    """score (q, n) of queries against candidates, same (q, n): which are right -> rank of the best
+    right one (q,), 0 is first. Ties and NaN count against it, other right ones do not."""
     best = score.masked_fill(~same, -math.inf).max(1, keepdim=True).values
     return (~(score < best) & ~same).sum(1)
 
@@ -94,27 +90,9 @@ def recalls(rank):
     found = {f'r{n}': (rank < n).float().mean().item() for n in (1, 5, 10)}
     return found | dict(median_rank=rank.median().item() + 1)
 
-class Kept(NamedTuple):
-    """What is ranked: n pictures, m texts; states and embeddings None where nothing needs them."""
-    start: np.ndarray              # (m,) the words of each text
-    length: np.ndarray
-    owner: torch.Tensor            # (m,) its picture
-    tokens: torch.Tensor           # (m, T)
-    pad: torch.Tensor              # (m, 1 + T)
-    z_image: torch.Tensor          # (n, proj_dim)
-    z_text: torch.Tensor
-    image: torch.Tensor            # (n, 1 + N, D) unimodal states, float16
-    text: torch.Tensor
-
-    def sides(self, way):
-        """-> queries, the picture of each, candidates, the picture of each."""
-        images = self.z_image, torch.arange(len(self.z_image))
-        texts = self.z_text, self.owner
-        return (*images, *texts) if way == 'i2t' else (*texts, *images)
-
 def every_caption(data, ids, start, length):
-    """All captions of the pictures of a list, else the words of each frame -> start, length (m,),
-    owner (m,): which of ids they are of."""
+    """All captions of listed pictures, else the words of each frame -> start, length, owner (m,):
+    which of ids they are of."""
     found = []
     for i, video in enumerate(data.frames['video'][ids]):
         if data.videos['flags'][video] & CAPTIONS:
@@ -124,40 +102,47 @@ def every_caption(data, ids, start, length):
     return np.array(found).reshape(-1, 3).T
 
 def encode(model, batches, proj, states_too, folder):
-    """Batches of (unimodal states (B, L, D), pad or None) -> ITC embeddings (n, proj_dim), or None
-    without proj; the states (n, L, D) float16, or None, in a file that the system pages in and
-    out: memory stays bounded however many there are."""
-    file, z, kept = tempfile.TemporaryFile(dir=folder), [], None
+    """Batches of (unimodal states, pad or None) -> ITC embeddings (n, proj_dim), None without proj;
+    the states (n, L, D) float16, or None, in a file that the system pages in and out."""
+    file = tempfile.TemporaryFile(dir=folder)
+    z, kept = [], None
     for states, pad in batches:
         if proj is not None:
             z.append(model.embedding(states, proj, pad).cpu())
         if states_too:
             file.write(states.half().cpu().numpy().tobytes())
-            shape = states.shape[1:]
     if states_too:
-        kept = torch.from_numpy(np.memmap(file, np.float16, 'r+').reshape(-1, *shape))
+        kept = torch.from_numpy(np.memmap(file, np.float16, 'r+').reshape(-1, *states.shape[1:]))
     return torch.cat(z) if z else None, kept
 
 def keep(model, data, pairs, k, images_too, texts_too):
-    """-> Kept, with the states of pictures or texts, too."""
-    c, device, size = model.config, model.vocab.device, k.batch_size
-    ids = pairs[0]
+    """What is ranked, of n pictures and m texts: embeddings z_image, z_text, where they are to be
+    kept the states image, text; start, length, owner (m,), tokens (m, T), pad (m, 1 + T)."""
+    c, device = model.config, model.vocab.device
     start, length, owner = every_caption(data, *pairs)
     tokens, pad = map(torch.from_numpy, data.words(start, length))
     pad = F.pad(pad, (1, 0))
 
     def images():
-        for some in np.split(ids, range(size, len(ids), size)):
-            yield model.see(model.normalise(data.pictures(some, c, device))), None
+        for ids in torch.from_numpy(pairs[0]).split(k.batch_size):
+            yield model.see(model.normalise(data.pictures(ids.numpy(), c, device))), None
 
     def texts():
-        for t, p in zip(tokens.to(device).split(size), pad.to(device).split(size)):
-            yield model.read(t, p), p
+        for t, p in zip(tokens.split(k.batch_size), pad.split(k.batch_size)):
+            p = p.to(device)
+            yield model.read(t.to(device), p), p
 
-    projections = (model.image_proj, model.text_proj) if c.has('itc') else (None, None)
-    z_image, image = encode(model, images(), projections[0], images_too, k.run)
-    z_text, text = encode(model, texts(), projections[1], texts_too, k.run)
-    return Kept(start, length, torch.from_numpy(owner), tokens, pad, z_image, z_text, image, text)
+    image_proj, text_proj = (model.image_proj, model.text_proj) if c.has('itc') else (None, None)
+    z_image, image = encode(model, images(), image_proj, images_too, k.run)
+    z_text, text = encode(model, texts(), text_proj, texts_too, k.run)
+    return SimpleNamespace(z_image=z_image, image=image, z_text=z_text, text=text, pad=pad,
+                           tokens=tokens, start=start, length=length, owner=torch.from_numpy(owner))
+
+def sides(kept, way):
+    """-> queries, the picture of each, candidates, the picture of each."""
+    images = kept.z_image, torch.arange(len(kept.z_image))
+    texts = kept.z_text, kept.owner
+    return (*images, *texts) if way == 'i2t' else (*texts, *images)
 
 def retrieval(model, data, pairs, k):
     """Both ways: by the dot product of the ITC embeddings, the best of them again by the matching
@@ -170,23 +155,27 @@ def retrieval(model, data, pairs, k):
     kept = keep(model, data, pairs, k, told or matched, matched)
     out, concept = protocol(data, pairs, kept, k)
     if told:
-        found, rank, top = by_likelihood(model, kept, k.batch_size)
+        found, rank, top = whole('likelihood', likelihood, model, kept, MATRIX, k.batch_size)
         out |= found
+        among = found['likelihood_candidates']
     if c.has('itc'):
+        among = len(pairs[0])
         for way in ('i2t', 't2i'):
             found, rank, top = by_contrast(kept, way, concept, max(k.rerank, 5))
             out |= found
             if matched:
                 out |= by_matching_again(model, kept, way, top[:, :k.rerank], k.batch_size)
     elif matched:
-        found, rank, top = by_matching(model, kept, k.batch_size)
+        found, rank, top = whole('itm', matching_matrix, model, kept, MATCHED, k.batch_size)
         out |= found
-    draw_retrieval(data, c, pairs[0], kept, rank, top, k)
+        among = found['itm_candidates']
+    draw_retrieval(data, c, pairs[0], kept, rank, top, among, k)
     return out
 
 def protocol(data, pairs, kept, k):
     """-> what was retrieved among, and the concept of each picture (n,), -1: unknown, or None."""
-    n, m = len(pairs[0]), len(kept.owner)
+    n = len(pairs[0])
+    m = len(kept.owner)
     said = {tuple(data.tokens[a:a + b]) for a, b in zip(kept.start, kept.length)}
     rule = 'any caption of a picture is right'
     if m == n:
@@ -202,9 +191,8 @@ def protocol(data, pairs, kept, k):
     return out, torch.from_numpy(np.where(names == '', -1, concept))
 
 def by_contrast(kept, way, concept, n_best):
-    """By the dot product -> {name: number}; of each query, the rank of its best right candidate
-    (q,) and its best candidates (q, n_best)."""
-    queries, label, keys, other = kept.sides(way)
+    """By the dot product -> {name: number}; rank (q,), best candidates (q, n_best) of queries."""
+    queries, label, keys, other = sides(kept, way)
     rank, top = ranked(queries, label, keys, other, n_best)
     out = {f'{way}_{name}': v for name, v in recalls(rank).items()}
     if concept is not None and (concept[label] >= 0).any():            # the same thing is right too
@@ -225,39 +213,34 @@ def ranked(queries, label, keys, other, n_best):
     return torch.cat(rank), torch.cat(top)
 
 def by_matching_again(model, kept, way, top, batch_size):
-    """The matching head ranks the best candidates (q, n) of each query again: a right one that is
-    not among them cannot come first."""
-    _, label, _, other = kept.sides(way)
+    """The matching head ranks the best candidates (q, n) again: no other can come first."""
+    _, label, _, other = sides(kept, way)
     query = torch.arange(len(top))[:, None].expand_as(top)
     pair = (query, top) if way == 'i2t' else (top, query)
     logit = matching(model, kept, *(x.flatten() for x in pair), batch_size).view(top.shape)
     return {f'itm_{way}_r1': recalls(hits(logit, other[top] == label[:, None]))['r1']}
 
-def by_matching(model, kept, batch_size):
-    """Nothing to choose the best by: the first pictures with all their texts."""
-    some = (kept.owner < MATCHED).nonzero()[:, 0]
-    i, j = torch.cartesian_prod(torch.arange(min(MATCHED, len(kept.image))), some).T
-    score = matching(model, kept, i, j, batch_size).view(-1, len(some))
-    return both_ways('itm', score, kept.owner[some])
+def whole(name, score, model, kept, n, batch_size):
+    """The first n pictures with all their m texts, as one matrix -> {name: number}; of each text
+    the rank of its picture (m,), its best pictures (m, 5)."""
+    some = (kept.owner < n).nonzero()[:, 0]
+    own = kept.owner[some]
+    matrix = score(model, kept, torch.arange(min(n, len(kept.image))), some, batch_size)
+    same = torch.arange(len(matrix))[:, None] == own
+    rank = hits(matrix.T, same.T)
+    out = {f'{name}_i2t_r1': recalls(hits(matrix, same))['r1'],
+           f'{name}_t2i_r1': recalls(rank)['r1'], f'{name}_candidates': len(matrix)}
+    return out, rank, matrix.T.topk(min(5, len(matrix))).indices
 
-def by_likelihood(model, kept, batch_size):
-    some = (kept.owner < MATRIX).nonzero()[:, 0]
-    score = likelihood(model, kept.image[:MATRIX], kept.tokens[some], kept.pad[some], batch_size)
-    return both_ways('likelihood', score, kept.owner[some])
-
-def both_ways(name, score, own):
-    """score (n, m) of the first pictures and their texts, own (m,): the picture of each, small
-    enough to be one matrix -> {name: number}; of each text rank (m,), best pictures (m, 5)."""
-    same = torch.arange(len(score))[:, None] == own
-    rank = hits(score.T, same.T)
-    out = {f'{name}_i2t_r1': recalls(hits(score, same))['r1'],
-           f'{name}_t2i_r1': recalls(rank)['r1'], f'{name}_candidates': len(score)}
-    return out, rank, score.T.topk(min(5, len(score))).indices
+def matching_matrix(model, kept, images, texts, batch_size):
+    i, j = torch.cartesian_prod(images, texts).T
+    return matching(model, kept, i, j, batch_size).view(len(images), len(texts))
 
 def matching(model, kept, i, j, batch_size):
-    """The matching head's logit for pictures i and texts j (pairs,) from kept states: only the
-    joint layers run -> (pairs,)."""
-    device, out = model.vocab.device, []
+    """The matching head's logit of pictures i and texts j (pairs,) from kept states: only the joint
+    layers run."""
+    out = []
+    device = model.vocab.device
     for a, b in zip(i.split(4 * batch_size), j.split(4 * batch_size)):
         text, image = (x.to(device).float() for x in (kept.text[b], kept.image[a]))
         fused, _, _ = model.fuse(text, image, kept.pad[b].to(device))
@@ -265,32 +248,32 @@ def matching(model, kept, i, j, batch_size):
         out.append((match[:, 1] - match[:, 0]).cpu())
     return torch.cat(out)
 
-def likelihood(model, image, tokens, pad, batch_size):
-    """Mean log-probability of each text's words (m, T) when the picture alone is to be seen, from
-    kept states (n, 1 + N, D) -> (n, m). What is masked differs by length alone, so each picture
-    is fused once for each length."""
-    device, length = model.vocab.device, (~pad).sum(1) - 1
-    out = torch.zeros(len(image), len(tokens))
+def likelihood(model, kept, images, texts, batch_size):
+    """Mean log-probability of each text's words (m,) when a picture (n,) is all that is seen ->
+    (n, m). What is masked differs by length alone: each picture is fused once for each."""
+    device, tokens, pad = model.vocab.device, kept.tokens[texts], kept.pad[texts]
+    length = (~pad).sum(1) - 1
+    out = torch.zeros(len(images), len(texts))
     for n in length.unique():
         mine = (length == n).nonzero()[:, 0]
         blank = pad[mine[:1]].to(device)
         hidden = model.read(torch.full_like(tokens[:1], model.mask_id).to(device), blank)
         said = tokens[mine, :n].T[None].to(device)                     # (1, n, mine)
-        for rows in torch.arange(len(image)).split(batch_size):
+        for rows in images.split(batch_size):
             B = len(rows)
-            text, _, _ = model.fuse(hidden.expand(B, -1, -1), image[rows].to(device).float(),
+            text, _, _ = model.fuse(hidden.expand(B, -1, -1), kept.image[rows].to(device).float(),
                                     blank.expand(B, -1))
             log_p = model.word_logits(text[:, 1:1 + n]).float().log_softmax(-1)    # (B, n, V)
             out[rows[:, None], mine] = log_p.gather(2, said.expand(B, -1, -1)).mean(1).cpu()
     return out - out.mean(0)       # more than for the average picture: or short texts always win
 
-def draw_retrieval(data, c, ids, kept, rank, top, k):
-    """Words and the five pictures that come first, the right one with a green rim: hits and misses
-    alike. rank (m,), top (m, n): of each text."""
-    rows, n = [], len(ids) if kept.z_image is not None else min(len(ids), len(rank))
+def draw_retrieval(data, c, ids, kept, rank, top, among, k):
+    """Words and the pictures that come first, the right one with a green rim. rank (m,), top (m, 5).
+    """
+    rows = []
     for j in np.linspace(0, len(rank) - 1, min(k.n_pictures, len(rank))).round().astype(int):
         said = data.text(kept.start[j], kept.length[j])
-        row = [f'"{said}"\n\nthe right one came {rank[j] + 1}. of {n}']
+        row = [f'"{said}"\n\nthe right one came {rank[j] + 1}. of {among}']
         for i in top[j, :5].tolist():
             shown = as_picture(data.pictures(ids[[i]], c, 'cpu')[0], c.patch_size)
             row.append((shown, 'green' if i == kept.owner[j] else None))
@@ -302,17 +285,15 @@ def draw_retrieval(data, c, ids, kept, rank, top, k):
 # words and patches
 
 def words(model, data, pairs, k):
-    """Masked words told with the right picture, with another video's and with none: accuracy and
-    bits per masked token."""
+    """Masked words told with the right picture, another video's and none: accuracy, bits each."""
     c = model.config
     if not c.has('mlm'):
         return dict(skipped='the run has no mlm objective')
-    partner = dict(right=np.arange(len(pairs[0])), shuffled=elsewhere(data, pairs[0]), none=None)
-    if partner['shuffled'] is None:
-        del partner['shuffled']
+    partner = partners(data, pairs[0], 'right', 'shuffled') | dict(none=None)
     everything = list(data.batches(pairs, c, model.vocab.device, k.batch_size))
     x = torch.cat([batch[1] for batch in everything])
-    total, said = {name: np.zeros(2) for name in partner}, torch.zeros(c.vocab_size)
+    total = {name: np.zeros(2) for name in partner}
+    said = torch.zeros(c.vocab_size)
     for rows, _, tokens, pad, noise in everything:
         noise = noise[:, c.n_patches:]
         hidden = model.hide_words('xmm_text', tokens, pad[:, 1:], noise, noise[:, 0])
@@ -323,13 +304,13 @@ def words(model, data, pairs, k):
             image = None if other is None else model.see(model.normalise(x[other[rows]]))
             states = take(model.fuse(text, image, pad)[0][:, 1:], hidden.slots)
             logits = model.word_logits(states).float()[hidden.used]
-            bits = F.cross_entropy(logits, target, reduction='sum') / math.log(2)
-            total[name] += [(logits.argmax(-1) == target).sum().item(), bits.item()]
+            nats = F.cross_entropy(logits, target, reduction='sum').item()
+            total[name] += [(logits.argmax(-1) == target).sum().item(), nats / math.log(2)]
     return word_numbers(total, said)
 
 def word_numbers(total, said):
-    """{picture: (right, bits)}, how often each token was masked (V,) -> {name: number}."""
-    n, out = int(said.sum()), {}
+    out = {}
+    n = int(said.sum())
     for name, (right, bits) in total.items():
         out |= {f'mlm_acc_{name}': right / n, f'mlm_bits_{name}': bits / n}
     if 'shuffled' in total:        # per token: about 0 if pictures and words have nothing in common
@@ -337,13 +318,15 @@ def word_numbers(total, said):
     return out | dict(mlm_acc_commonest=(said.max() / said.sum()).item(), masked_tokens=n)
 
 def reconstruct(model, patches, tokens, pad, noise):
-    """-> painted pixels (B, N, P) of every patch from keep_lo of them and, where it has learned
-    that, the words; mask (B, N), 1 = removed."""
-    c, x = model.config, model.normalise(patches)
+    """-> every patch (B, N, P), painted from keep_lo of them and, where it has learned that, the
+    words; mask (B, N), 1 = removed."""
+    c = model.config
+    x = model.normalise(patches)
     ids_keep = noise[:, :c.n_patches].argsort(1)[:, :max(1, round(c.n_patches * c.keep_lo))]
-    text = None
     if any(part.words for part in repainting(c)):
         text = model.read(tokens, pad)
+    else:
+        text = pad = None
     text, image, _ = model.fuse(text, model.see(x, ids_keep), pad)
     painted = model.predictor(text, model.predictor.canvas(image[:, 1:], ids_keep), pad).float()
     if c.mim_target == 'norm_pix':         # each patch is given its true statistics: labelled so
@@ -363,21 +346,18 @@ def mean_picture(model, data):
 
 def patches(model, data, pairs, k):
     """PSNR of painted patches: the removed ones from the others (and the words, if it has learned
-    that); all of them from the right words, from another video's, and from no idea (the mean
-    picture of the training set)."""
+    that); all of them from the right words, from another video's, and from no idea."""
     c = model.config
     if not c.has('mim'):
         return dict(skipped='the run does not paint pixels')
     partner = {}
     if c.any('paints_all') and c.mim_target == 'pixels':
-        partner['from_words'] = np.arange(len(pairs[0]))
-        other = elsewhere(data, pairs[0])
-        if other is not None:
-            partner['from_other_words'] = other
+        partner = partners(data, pairs[0], 'from_words', 'from_other_words')
     mean = mean_picture(model, data)
     everything = list(data.batches(pairs, c, model.vocab.device, k.batch_size))
     tokens, pad = (torch.cat([batch[i] for batch in everything]) for i in (2, 3))
-    errors, painted = {}, {name: [] for name in partner}
+    errors = {}
+    painted = {name: [] for name in partner}
     for rows, x, _, _, noise in everything:
         real = x.float() / 255
         found = dict(mean_picture=(mean - real).square().mean((1, 2)))
@@ -385,93 +365,63 @@ def patches(model, data, pairs, k):
             some, gone = reconstruct(model, x, tokens[rows], pad[rows], noise)
             found['masked'] = ((some - real).square().mean(2) * gone).sum(1) / gone.sum(1)
         for name, other in partner.items():
-            pixels = to_pixels(model, model.paint(tokens[other[rows]], pad[other[rows]]))
-            found[name] = (pixels - real).square().mean((1, 2))
-            painted[name].append(unpatchify(pixels, c.patch_size).cpu())
-        for name, v in found.items():
-            errors.setdefault(f'psnr_{name}', []).extend(v.tolist())
-    out = {name: psnr(v) for name, v in errors.items()}
+            some = to_pixels(model, model.paint(tokens[other[rows]], pad[other[rows]]))
+            found[name] = (some - real).square().mean((1, 2))
+            painted[name].append(unpatchify(some, c.patch_size).cpu())
+        for name, squares in found.items():
+            errors.setdefault(name, []).extend(squares.tolist())
+    out = {f'psnr_{name}': psnr(squares) for name, squares in errors.items()}
     if c.mim_target == 'norm_pix':
         out['note'] = 'norm_pix: the true mean and deviation of each patch were given back'
     if k.truth and painted:
-        real = unpatchify(torch.cat([batch[1] for batch in everything]), c.patch_size).cpu().numpy()
-        painted = {name: 255 * torch.cat(v).numpy() for name, v in painted.items()}
+        x = torch.cat([batch[1] for batch in everything])
+        real = unpatchify(x, c.patch_size).cpu().numpy()
+        painted = {name: 255 * torch.cat(some).numpy() for name, some in painted.items()}
         out |= truths.colours(data, pairs, real, painted, k.truth)
     return out
 
-def keywords(model, data, pairs, k):
-    """Are psl's pseudo-labels true of the picture? Share of the chosen words, of those that the
-    teacher adds, and of any content words of the text, that the truth names."""
-    c = model.config
-    if not c.has('psl'):
-        return {}
-    if c.psl_variant != 'content_words' or not k.truth:
-        return dict(skipped='no psl by content words, or no --truth')
-    name = {}
-    for token, word in zip(model.vocab, model.keyword.tolist()):
-        if word >= 0:
-            name[word] = as_text(model, token[None]).lower()
-    scenes = truths.scenes(data, pairs[0], k.truth)
-    right = dict(voted=[], added=[], any=[])
-    for rows, x, tokens, pad, _ in data.batches(pairs, c, model.vocab.device, k.batch_size):
-        taught = model.teacher.see(model.teacher.normalise(x))[:, 0]
-        before = model.fuse(model.read(tokens, pad), model.see(model.normalise(x)), pad)[2]
-        chosen, _ = model.keywords(taught, model.votes(before, pad), tokens, pad[:, 1:])
-        said = model.keyword[tokens].masked_fill(pad[:, 1:], -1)
-        for i, row in enumerate(rows):
-            true = truths.true_words(scenes[row][0])
-            mine = set(said[i].tolist()) - {-1}
-            for word in chosen[i].nonzero().flatten().tolist():
-                right['voted' if word in mine else 'added'].append(name[word] in true)
-            right['any'] += [name[word] in true for word in mine]
-    out = {f'keyword_precision_{kind}': float(np.mean(v)) for kind, v in right.items() if v}
-    return out | dict(keywords_added=len(right['added']))
-
 def pictures(model, data, pairs, k):
     """One row a frame: original, what the model sees of it, what it paints from that and the words,
-    what it paints from the words alone; what was said, and what it writes from the picture."""
+    what from the words alone; what was said, and what it writes from the picture."""
     c = model.config
     pick = np.linspace(0, len(pairs[0]) - 1, min(k.n_pictures, len(pairs[0]))).round().astype(int)
-    pairs = [p[pick] for p in pairs]
+    pairs = [column[pick] for column in pairs]
     _, x, tokens, pad, noise = next(data.batches(pairs, c, model.vocab.device, len(pick)))
-    real = x.float() / 255
-    columns = dict(original=real)
+    columns = dict(original=x.float() / 255)
     if c.has('mim') and repainting(c):
         painted, gone = reconstruct(model, x, tokens, pad, noise)
         gone = gone[..., None].bool()
-        columns['visible part'] = torch.where(gone, .75, real)
+        columns['visible part'] = torch.where(gone, .75, columns['original'])
         how = ' (true patch statistics)' if c.mim_target == 'norm_pix' else ' from it + words'
-        columns['painted' + how] = torch.where(gone, painted, real)
+        columns['painted' + how] = torch.where(gone, painted, columns['original'])
     if c.has('mim') and c.any('paints_all') and c.mim_target == 'pixels':
         columns['from words alone'] = to_pixels(model, model.paint(tokens, pad))
-    written = []
+    text = [f'said: {data.text(start, length)}' for start, length in zip(*pairs[1:])]
     if c.has('mlm') and c.any('writes_all'):
-        written = model.write(x, min(k.write_length, c.text_len))
+        for i, written in enumerate(model.write(x, min(k.write_length, c.text_len))):
+            text[i] += f'\n\nwritten from the picture: {as_text(model, written)}'
     rows = []
-    for i in range(len(pick)):
-        text = f'said: {data.text(pairs[1][i], pairs[2][i])}'
-        if len(written):
-            text += f'\n\nwritten from the picture: {as_text(model, written[i])}'
-        rows.append([as_picture(column[i], c.patch_size) for column in columns.values()] + [text])
+    for said, *patches in zip(text, *columns.values()):
+        rows.append([*(as_picture(x, c.patch_size) for x in patches), said])
     sheet([*columns, 'words'], rows, Path(k.run) / 'pictures.png')
     return {}
 
 # ----------------------------------------------------------------------------------------------
 # tasks
 
-JUDGES = dict(retrieval=retrieval, words=words, patches=patches, keywords=keywords,
-              pictures=pictures)
+JUDGES = dict(retrieval=retrieval, words=words, patches=patches, pictures=pictures)
 
 def find_tasks(argv):
-    """The last --task of a command line -> {name: a judge of this file, or a module of runs/};
-    before its settings are read, for a module brings some. Exits with one line if there is none."""
+    """The last --task of a command line -> {name: a judge of this file, or a module of runs/}.
+    Before all other settings, for a module brings some."""
     asked = task
     for arg, following in zip(argv, argv[1:] + [task]):
         if arg == '--task':
             asked = following
         elif arg.startswith('--task='):
             asked = arg.removeprefix('--task=')
-    alone, judges = [], [*JUDGES]
+    alone = []
+    judges = list(JUDGES)
     for path in sorted(Path(__file__).with_name('runs').glob('*.py')):
         if what := re.search(r'^def (judge|main)\(model, ', path.read_text(), re.M):
             (judges if what[1] == 'judge' else alone).append(path.stem)
@@ -500,10 +450,10 @@ def main(config, tasks):
                  'take another --split, or prepare more videos')
     pairs = sets[0].pairs(k.candidates)
 
-    # what was judged of the same weights on the same frames before stays
-    path = Path(k.run) / ('eval' + f'-{k.dataset}' * bool(config['dataset']) + '.json')
-    about = dict(checkpoint=k.checkpoint, split=k.split, dataset=k.dataset, iteration=k.iteration,
-                 weights=k.weights)
+    # what was judged before, of the same weights and frames, stays
+    path = Path(k.run) / (f'eval-{k.dataset}.json' if config['dataset'] else 'eval.json')
+    about = ('checkpoint', 'split', 'dataset', 'iteration', 'weights')
+    about = {name: getattr(k, name) for name in about}
     try:
         results = json.loads(path.read_text())
     except (OSError, ValueError):
@@ -511,7 +461,8 @@ def main(config, tasks):
     if not about.items() <= results.items():
         results = about
     for name, judge in tasks.items():
-        found = results[name] = getattr(judge, 'judge', judge)(model, sets[0], pairs, k)
+        found = getattr(judge, 'judge', judge)(model, sets[0], pairs, k)
+        results[name] = found
         for what, v in found.items():
             print(f'  {what:32s}{v:.4f}' if isinstance(v, float) else f'  {what:32s}{v}')
         path.write_text(json.dumps(results, indent=1))
@@ -522,5 +473,5 @@ if __name__ == '__main__':
     config = configure(globals(), *(m.Knobs for m in tasks.values() if hasattr(m, 'Knobs')))
     try:
         main(config, tasks)
-    except OSError as e:                                               # no such file, no right to it
+    except OSError as e:        # no such file, no right to it, no room
         sys.exit(f'error: {e}')

@@ -190,7 +190,7 @@ def pointing(heat, right):
 def scores(heat, boxes, grid, right, size):
     """Maps (n, N) -> {name: number}."""
     covered = ((boxes[:, None, :2] <= grid) & (grid < boxes[:, None, 2:])).all(-1)
-    energy = (heat.numpy() * covered).sum(1) / heat.sum(1).clamp(min=1e-12).numpy()
+    energy = (heat.numpy() * covered).sum(1) / heat.sum(1).double().clamp(min=1e-12).numpy()
     g = math.isqrt(len(grid))
     overlap = iou(np.stack([box_of(h.view(g, g), size) for h in heat]), boxes)
     return dict(pointing=pointing(heat, right).mean(), energy_in_box=energy.mean(),

@@ -1,177 +1,334 @@
 """pytest tests/test_eval.py -q      on runs that train.py made"""
+
 import json, math, re, subprocess, sys
 from pathlib import Path
+from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
 import eval as evaluation
 import model as models
-import train
 from conftest import ROOT
+from data.arrays import EVAL_SEED, Frames, draw_noise, open_sets, unpatchify
+from data.scenes import truth
+from runs import caption, ground, paint, search
+from runs.table import numbers
 from test_train import command
 
+
+def opened(run, **settings):
+    """-> model, k, as a task gets them."""
+    k = dict(run=str(run), checkpoint='best', dataset='', device='cpu', batch_size=64)
+    return evaluation.open_run(k | dict(write_length=16) | settings)
+
+
+def train_split(model, k):
+    vocab = model.vocab.numpy()
+    return open_sets(k.data_dir, k.dataset, 'train', model.config, vocab, k.context_s)[0]
+
+
+def tiny(**settings):
+    """An untrained model without data."""
+    torch.manual_seed(0)
+    sizes = dict(image_size=32, full_size=40, patch_size=8, text_len=6, vocab_size=50, n_keywords=0)
+    sizes |= dict(n_layer=2, n_unimodal=1, n_head=2, n_embd=32)
+    return models.VLModel(models.VLConfig(**sizes | settings)).eval()
+
+
 def evaluate(*argv):
-    return subprocess.run([sys.executable, ROOT / 'eval.py', *argv], capture_output=True, text=True, cwd=ROOT)
+    return subprocess.run(
+        [sys.executable, ROOT / 'eval.py', *argv], capture_output=True, text=True, cwd=ROOT
+    )
+
 
 @pytest.fixture(scope='session')
 def trained(scenes, tmp_path_factory):
     """Long enough on few scenes to be better than chance on its own training videos."""
     out = tmp_path_factory.mktemp('trained') / 'run'
-    done = subprocess.run([sys.executable, *command(scenes, out, max_iters=160, eval_interval=160, learning_rate=4e-3, keep_hi=1., context_s=0., n_embd=64, batch_size=64,
-                                                    itm=1., psl=.1,
-                                                    parts='xmm_text:4,xmm_image:4,amm_text:4,amm_image:4')], capture_output=True, text=True, cwd=ROOT)
+    done = subprocess.run(
+        [
+            sys.executable,
+            *command(
+                scenes,
+                out,
+                max_iters=160,
+                eval_interval=160,
+                learning_rate=4e-3,
+                keep_hi=1.0,
+                context_s=0.0,
+                n_embd=64,
+                batch_size=64,
+                itm=1.0,
+                psl=0.1,
+                parts='xmm_text:4,xmm_image:4,amm_text:4,amm_image:4',
+            ),
+        ],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
     assert done.returncode == 0, done.stderr
     return out
+
 
 @pytest.fixture(scope='session')
 def untrained(scenes, tmp_path_factory):
     out = tmp_path_factory.mktemp('untrained') / 'run'
-    done = subprocess.run([sys.executable, *command(scenes, out, max_iters=1)], capture_output=True, text=True, cwd=ROOT)
+    done = subprocess.run(
+        [sys.executable, *command(scenes, out, max_iters=1)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
     assert done.returncode == 0, done.stderr
     return out
 
+
 def test_a_trained_run_is_better_than_chance_and_draws_its_pictures(scenes, trained):
-    done = evaluate(f'--run={trained}', '--split=train', f'--truth={scenes}/videos/truth', '--checkpoint=latest')
+    done = evaluate(
+        f'--run={trained}', '--split=train', f'--truth={scenes}/videos/truth', '--checkpoint=latest'
+    )
     assert done.returncode == 0, done.stderr
-    r = evaluation.numbers(trained / 'eval.json')
-    assert r['candidates'] > 40 and r['chance_r1'] == 1 / r['candidates'] and min(r['i2t_r1'], r['t2i_r1']) > 8 * r['chance_r1']
+    r = numbers(trained / 'eval.json')
+    assert (
+        r['candidates'] > 40
+        and r['chance_r1'] == 1 / r['candidates']
+        and min(r['i2t_r1'], r['t2i_r1']) > 8 * r['chance_r1']
+    )
     assert r['i2t_r1'] <= r['i2t_r5'] <= r['i2t_r10'] <= 1 and r['i2t_concept_r1'] >= r['i2t_r1']
-    assert min(r['itm_i2t_r1'], r['itm_t2i_r1'], r['likelihood_i2t_r1'], r['likelihood_t2i_r1']) > 2 * r['chance_r1']
-    assert r['keyword_precision_voted'] > .5 and r['keyword_precision_any'] > .5
+    assert (
+        min(r['itm_i2t_r1'], r['itm_t2i_r1'], r['likelihood_i2t_r1'], r['likelihood_t2i_r1'])
+        > 2 * r['chance_r1']
+    )
+    assert r['keyword_precision_voted'] > 0.5 and r['keyword_precision_any'] > 0.5
     assert r['mlm_bits_right'] < r['mlm_bits_shuffled'], 'the picture is used'
-    assert r['psnr_from_words'] > r['psnr_from_other_words'] and r['psnr_masked'] > r['psnr_mean_picture']
-    assert 0 < r['colour_acc_from_words'] < 1 and r['colour_objects'] > 50 and r['colours'] == 8 and 'train split of scenes' in r['protocol']
+    assert (
+        r['psnr_from_words'] > r['psnr_from_other_words']
+        and r['psnr_masked'] > r['psnr_mean_picture']
+    )
+    assert (
+        0 < r['colour_acc_from_words'] < 1
+        and r['colour_objects'] > 50
+        and r['colours'] == 8
+        and 'train split of scenes' in r['protocol']
+    )
     from PIL import Image
+
     for name in 'pictures', 'retrieval', 'curves':
         assert np.asarray(Image.open(trained / f'{name}.png')).std() > 20
 
+
 def test_an_untrained_run_is_at_chance(untrained):
     done = evaluate(f'--run={untrained}', '--split=train', '--task=retrieval,words')
-    r = evaluation.numbers(untrained / 'eval.json')
-    assert done.returncode == 0 and r['i2t_r1'] < .1 and abs(r['mlm_acc_right'] - r['mlm_acc_shuffled']) < .02 and abs(r['i2t_median_rank'] / r['candidates'] - .5) < .25
+    r = numbers(untrained / 'eval.json')
+    assert (
+        done.returncode == 0
+        and r['i2t_r1'] < 0.1
+        and abs(r['mlm_acc_right'] - r['mlm_acc_shuffled']) < 0.02
+        and abs(r['i2t_median_rank'] / r['candidates'] - 0.5) < 0.25
+    )
+
 
 def test_runs_are_compared_by_the_knobs_that_differ(trained, untrained, tmp_path):
-    for name, knobs, r in ('a-0', {}, .5), ('a-1', dict(seed=1), .7), ('c', dict(itc=0.), .1):
+    for name, knobs, r in ('a-0', {}, 0.5), ('a-1', dict(seed=1), 0.7), ('c', dict(itc=0.0), 0.1):
         (tmp_path / name).mkdir()
-        (tmp_path / name / 'config.json').write_text(json.dumps(dict(out_dir=name, seed=0, itc=1., lr=3) | knobs))
+        (tmp_path / name / 'config.json').write_text(
+            json.dumps(dict(out_dir=name, seed=0, itc=1.0, lr=3) | knobs)
+        )
         (tmp_path / name / 'eval.json').write_text(json.dumps(dict(i2t_r1=r, t2i_r1=r)))
-    for name, seed, r in ('a-0', 0, .8), ('a-0', 1, .9), ('c', 0, .7):
-        (tmp_path / name / f'classify-vqa-{seed}').mkdir()
-        (tmp_path / name / f'classify-vqa-{seed}' / 'result.json').write_text(json.dumps(dict(val=.1) | (dict(test=r) if name == 'a-0' else dict(val=r))))
-    (tmp_path / 'c' / 'probe-x.json').write_text(json.dumps(dict(task='probe of x', linear=.3)))
-    done = subprocess.run([sys.executable, ROOT / 'eval.py', '--table=*'], capture_output=True, text=True, cwd=tmp_path)
+    for name, seed, r in ('a-0', 0, 0.8), ('a-0', 1, 0.9), ('c', 0, 0.7):
+        (tmp_path / name / f'finetune-vqa-{seed}').mkdir()
+        (tmp_path / name / f'finetune-vqa-{seed}' / 'result.json').write_text(
+            json.dumps(dict(val=0.1) | (dict(test=r) if name == 'a-0' else dict(val=r)))
+        )
+    (tmp_path / 'c' / 'probe-x.json').write_text(json.dumps(dict(task='probe of x', linear=0.3)))
+    done = subprocess.run(
+        [sys.executable, ROOT / 'eval.py', '--table=*'],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
     assert done.stdout.splitlines()[-4:] == [
-        '| run | what differs | seeds | i2t_r1 | t2i_r1 | classify-vqa | probe-x linear |', '| --- | --- | --- | --- | --- | --- | --- |',
-        '| a |  | 2 | 0.600 ± 0.141 | 0.600 ± 0.141 | 0.850 ± 0.071 |  |', '| c | itc=0.0 | 1 | 0.100 | 0.100 | 0.700 | 0.300 |'], done.stdout + done.stderr
+        '| run | what differs | seeds | i2t_r1 | t2i_r1 | finetune-vqa | probe-x linear |',
+        '| --- | --- | --- | --- | --- | --- | --- |',
+        '| a |  | 2 | 0.600 ± 0.141 | 0.600 ± 0.141 | 0.850 ± 0.071 |  |',
+        '| c | itc=0.0 | 1 | 0.100 | 0.100 | 0.700 | 0.300 |',
+    ], done.stdout + done.stderr
     assert json.loads((tmp_path / 'table.json').read_text())[1] == {
-        'run': 'c', 'differs': dict(itc=0.), 'seeds': 1, 'i2t_r1': [.1], 't2i_r1': [.1], 'classify-vqa': [.7], 'probe-x linear': [.3]}
+        'run': 'c',
+        'differs': dict(itc=0.0),
+        'seeds': 1,
+        'i2t_r1': [0.1],
+        't2i_r1': [0.1],
+        'finetune-vqa': [0.7],
+        'probe-x linear': [0.3],
+    }
 
-def test_matching_and_likelihood_are_what_each_pair_alone_gives(scenes, trained, monkeypatch):
+
+def test_matching_and_likelihood_are_what_each_pair_alone_gives(trained):
     """Cached states and shared passes change nothing: every entry equals the pair run by itself."""
-    monkeypatch.setattr(evaluation, 'run', str(trained))
-    monkeypatch.setattr(evaluation, 'split', 'train')
     with torch.no_grad():
-        model, data = evaluation.load_run()
-        pairs = train.distinct_pairs(data, model.config, 9)
-        _, patches, tokens, pad, _ = next(evaluation.batches(model, data, *pairs))
-        image = evaluation.encode(model, [(model.unimodal(model.embed_image(model.normalise(patches))), None)], True)[1]
-        text = evaluation.encode(model, [(model.unimodal(model.embed_text(tokens), pad), pad)], True)[1]
+        model, k = opened(trained)
+        data = train_split(model, k)
+        _, patches, tokens, pad, _ = next(data.batches(data.pairs(9), model.config, 'cpu', 64))
+        pictures = [(model.see(model.normalise(patches)), None)]
+        image = evaluation.encode(model, pictures, None, True, trained)[1]
+        text = evaluation.encode(model, [(model.read(tokens, pad), pad)], None, True, trained)[1]
+        kept = SimpleNamespace(image=image, text=text, tokens=tokens, pad=pad)
         i, j = torch.arange(9).repeat_interleave(9), torch.arange(9).repeat(9)
-        match, told = evaluation.matching(model, image, text, pad, i, j).view(9, 9), evaluation.likelihood(model, image, tokens, pad)
+        match = evaluation.matching(model, kept, i, j, 64).view(9, 9)
+        told = evaluation.likelihood(model, kept, torch.arange(9), torch.arange(9), 64)
         alone = torch.zeros(2, 9, 9)
         for i in range(9):
-            image = model.unimodal(model.embed_image(model.normalise(patches[i:i + 1])))
+            image = model.see(model.normalise(patches[i : i + 1]))
             for j in range(9):
-                t, n = tokens[j:j + 1], int((~pad[j]).sum()) - 1
-                logit = model.itm_head(model.fuse(model.unimodal(model.embed_text(t), pad[j:j + 1]), image, pad[j:j + 1])[0][:, 0])[0]
-                hidden = model.unimodal(model.embed_text(torch.full_like(t, model.mask_id)), pad[j:j + 1])
-                words = model.word_logits(model.fuse(hidden, image, pad[j:j + 1])[0][0, 1:1 + n]).log_softmax(-1)
-                alone[:, i, j] = torch.stack([logit[1] - logit[0], words.gather(1, t[0, :n, None]).mean()])
-    assert torch.allclose(match, alone[0], atol=3e-3) and torch.allclose(told, alone[1] - alone[1].mean(0), atol=3e-3)     # states are kept in float16
+                t, blank, n = tokens[j : j + 1], pad[j : j + 1], int((~pad[j]).sum()) - 1
+                fused = model.fuse(model.read(t, blank), image, blank)[0]
+                logit = model.itm_head(fused[:, 0])[0]
+                hidden = model.read(torch.full_like(t, model.mask_id), blank)
+                states = model.fuse(hidden, image, blank)[0][0, 1 : 1 + n]
+                words = model.word_logits(states).log_softmax(-1).gather(1, t[0, :n, None])
+                alone[:, i, j] = torch.stack([logit[1] - logit[0], words.mean()])
+    assert torch.allclose(match, alone[0], atol=3e-3)  # states are kept in float16
+    assert torch.allclose(told, alone[1] - alone[1].mean(0), atol=3e-3)
+
 
 def test_recalls_of_a_known_matrix():
-    score, each = torch.tensor([[9., 1, 2, 3], [5, 4, 3, 2], [1, 2, 3, 4], [0, 0, 0, 0]]), torch.arange(4)
-    r = evaluation.recalls(evaluation.hits(score, each, each))
-    assert (r['r1'], r['r5'], r['median_rank']) == (.25, 1., 2)        # ranks 1, 2, 2, 4: ties count against the truth
+    score = torch.tensor([[9.0, 1, 2, 3], [5, 4, 3, 2], [1, 2, 3, 4], [0, 0, 0, 0]])
+    itself = torch.eye(4, dtype=torch.bool)
+    r = evaluation.recalls(evaluation.hits(score, itself))
+    # ranks 1, 2, 2, 4: ties count against the truth
+    assert (r['r1'], r['r5'], r['median_rank']) == (0.25, 1.0, 2)
     concept = torch.tensor([0, 0, 1, 2])
-    assert evaluation.hits(score, concept, concept).tolist() == [0, 0, 1, 3], 'the second row finds another of its kind'
-    assert evaluation.hits(score, torch.tensor([0, 0, 0, 1]), torch.tensor([0, 1, 0, 1])).tolist() == [0, 0, 1, 2], 'several right answers do not compete'
-    assert (evaluation.hits(score * math.nan, each, each) == 3).all(), 'what is not a number is not right'
+    found = evaluation.hits(score, concept[:, None] == concept).tolist()
+    assert found == [0, 0, 1, 3], 'the second row finds another of its kind'
+    same = torch.tensor([0, 0, 0, 1])[:, None] == torch.tensor([0, 1, 0, 1])
+    found = evaluation.hits(score, same).tolist()
+    assert found == [0, 0, 1, 2], 'several right answers do not compete'
+    nothing = evaluation.hits(score * math.nan, itself)
+    assert (nothing == 3).all(), 'what is not a number is not right'
+
 
 def test_psnr_of_known_errors():
-    assert evaluation.psnr([.01]) == pytest.approx(20) and evaluation.psnr([.02, 0]) == pytest.approx(20)
+    assert evaluation.psnr([0.01]) == pytest.approx(20)
+    assert evaluation.psnr([0.02, 0]) == pytest.approx(20)
+
 
 def test_partners_are_of_other_videos_or_none():
     video = np.repeat([3, 5, 9], [4, 2, 3])
-    other = evaluation.elsewhere(video)
-    assert sorted(other) == list(range(9)) and (video[other] != video).all()
-    assert evaluation.elsewhere(np.repeat([1, 2], [7, 3])) is None and evaluation.elsewhere(np.zeros(1)) is None
+    data = SimpleNamespace(frames=dict(video=video))
+    found = evaluation.partners(data, np.arange(9), 'right', 'other')
+    other = found['other']
+    assert sorted(other) == found['right'].tolist() == list(range(9))
+    assert (video[other] != video).all()
+    for video in (np.repeat([1, 2], [7, 3]), np.zeros(1)):
+        data = SimpleNamespace(frames=dict(video=video))
+        assert list(evaluation.partners(data, np.arange(len(video)), 'right', 'other')) == ['right']
 
-def test_the_colour_probe_knows_right_from_wrong(scenes, monkeypatch):
-    monkeypatch.setattr(evaluation, 'truth', f'{scenes}/videos/truth')
-    data = train.open_split(scenes / 'data' / 'scenes', 'train')
-    from prepare import gpt2_encoding
-    data.encoding, ids = gpt2_encoding(), np.arange(len(data.frames))
-    pairs = (ids, *train.text_spans(data, ids, 64, 0.))
+
+def test_the_colour_probe_knows_right_from_wrong(scenes):
+    data = Frames(scenes / 'data' / 'scenes', 'train', 64, 0.0)
+    ids = np.arange(len(data.frames))
+    pairs = (ids, *data.spans(ids))
     real = data.patches.reshape(-1, 5, 5, 8, 8, 3).swapaxes(2, 3).reshape(-1, 40, 40, 3)
-    r = evaluation.colours(data, pairs, real, dict(itself=real.astype(float), grey=np.full(real.shape, 128.), other=np.roll(real, 7, 0).astype(float)))
-    assert r['colour_acc_itself'] > .98 and r['colour_acc_grey'] < .3 and r['colour_acc_other'] < .35 and r['colour_objects'] > 100
+    painted = dict(itself=real.astype(float), grey=np.full(real.shape, 128.0))
+    painted['other'] = np.roll(real, 7, 0).astype(float)
+    r = truth.colours(data, pairs, real, painted, f'{scenes}/videos/truth')
+    assert r['colour_acc_itself'] > 0.98 and r['colour_acc_grey'] < 0.3
+    assert r['colour_acc_other'] < 0.35 and r['colour_objects'] > 100
 
-def test_reconstruction_keeps_what_is_visible_and_shuffling_changes_the_video(trained, monkeypatch):
-    for k, v in dict(run=str(trained), split='train', dataset='', device='cpu').items():
-        monkeypatch.setattr(evaluation, k, v)
-    before = dict(vars(train))
-    try:
-        model, data = evaluation.load_run()
-        pairs = train.distinct_pairs(data, model.config, 40)
-        video = data.frames['video'][pairs[0]]
-        assert (video != video[evaluation.elsewhere(video)]).all()
-        _, x, tokens, pad, noise = next(evaluation.batches(model, data, *pairs))
+
+def test_reconstruction_keeps_what_is_visible_and_shuffling_changes_the_video(trained):
+    model, k = opened(trained)
+    data = train_split(model, k)
+    pairs = data.pairs(40)
+    video = data.frames['video'][pairs[0]]
+    other = evaluation.partners(data, pairs[0], 'right', 'other')['other']
+    assert (video != video[other]).all()
+    with torch.no_grad():
+        _, x, tokens, pad, noise = next(data.batches(pairs, model.config, 'cpu', 64))
         painted, gone = evaluation.reconstruct(model, x, tokens, pad, noise)
-        assert painted.shape == x.shape and (gone.sum(1) == round(model.config.n_patches * .75)).all()
-        again = next(evaluation.batches(model, data, *pairs))
+        assert painted.shape == x.shape
+        assert (gone.sum(1) == round(model.config.n_patches * 0.75)).all()
+        again = next(data.batches(pairs, model.config, 'cpu', 64))
         assert torch.equal(again[4], noise), 'masks are fixed'
         changed = torch.where(gone[..., None].bool(), 255 - x, x)
-        assert torch.equal(evaluation.reconstruct(model, changed, tokens, pad, noise)[0], painted), 'removed patches cannot be seen'
-    finally:
-        vars(train).update(before)
+        again = evaluation.reconstruct(model, changed, tokens, pad, noise)[0]
+        assert torch.equal(again, painted), 'removed patches cannot be seen'
 
-@pytest.mark.parametrize('argv, words', [
-    (['--run=absent'], 'no checkpoint absent/latest.pt'), (['--task=dance'], 'no task is called dance'), (['--split=test2'], "'test2'"),
-    (['--rn=x'], "did you mean 'run'"), (['--candidates=0'], '--candidates must be 1 or more'), (['--device=gpu'], '--device=gpu'),
-    (['--dataset=a,b'], 'one set at a time'), (['--truth=absent', '--task=retrieval', '--split=train'], 'has no NAME.json')])
+
+@pytest.mark.parametrize(
+    'argv, words',
+    [
+        (['--run=absent'], 'no checkpoint absent/latest.pt'),
+        (['--task=dance'], 'no task is called dance'),
+        (['--split=test2'], "'test2'"),
+        (['--rn=x'], "did you mean 'run'"),
+        (['--candidates=0'], '--candidates must be 1 or more'),
+        (['--device=gpu'], '--device=gpu'),
+        (['--dataset=a,b'], 'one set at a time'),
+        (['--truth=absent', '--task=retrieval', '--split=train'], 'has no NAME.json'),
+    ],
+)
 def test_mistakes_are_one_line(trained, argv, words):
     done = evaluate(f'--run={trained}', *argv)
     assert done.returncode == 1 and words in done.stderr and 'Traceback' not in done.stderr
 
+
 def test_runs_without_some_objectives_say_so(scenes, tmp_path):
     out = tmp_path / 'run'
-    subprocess.run([sys.executable, *command(scenes, out, max_iters=1, parts='image_only:1', itc=0., mlm=0., n_unimodal=0)], check=True, capture_output=True, cwd=ROOT)
+    subprocess.run(
+        [
+            sys.executable,
+            *command(
+                scenes, out, max_iters=1, parts='image_only:1', itc=0.0, mlm=0.0, n_unimodal=0
+            ),
+        ],
+        check=True,
+        capture_output=True,
+        cwd=ROOT,
+    )
     done = evaluate(f'--run={out}', '--split=train')
     assert done.returncode == 0, done.stderr
-    assert 'to retrieve by' in done.stdout and 'no mlm objective' in done.stdout and math.isfinite(evaluation.numbers(out / 'eval.json')['psnr_masked'])
+    assert (
+        'to retrieve by' in done.stdout
+        and 'no mlm objective' in done.stdout
+        and math.isfinite(numbers(out / 'eval.json')['psnr_masked'])
+    )
     assert Path(out / 'pictures.png').exists()
 
-# --- grounding ----------------------------------------------------------------------------------------------------------
+
+# --- grounding ---------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize('layer', [0, 1])
 def test_attention_maps_are_of_the_model_that_runs(scenes, monkeypatch, layer):
-    """The map is the derivative it says it is: of the score of the joint layers as they run, for words and [CLS], where it is positive; padding has no part."""
-    torch.manual_seed(0)
-    m = models.VLModel(models.VLConfig(image_size=32, full_size=32, patch_size=8, text_len=6, vocab_size=50, n_layer=4, n_unimodal=2, n_head=2, n_embd=32, proj_dim=8,
-                                       itm=1.)).eval()
-    patches, tokens = torch.randint(0, 256, (3, 16, 192), dtype=torch.uint8), torch.randint(0, 50, (3, 6))
+    """The map is the derivative it says it is: of the score of the joint layers as they run, for
+    words and [CLS], where it is positive; padding has no part."""
+    m = tiny(full_size=32, n_layer=4, n_unimodal=2, proj_dim=8, itm=1.0)
+    patches = torch.randint(0, 256, (3, 16, 192), dtype=torch.uint8)
+    tokens = torch.randint(0, 50, (3, 6))
     pad = torch.arange(7) >= torch.tensor([7, 4, 2])[:, None]
-    heat = evaluation.attention_map(m, patches, tokens, pad, layer)
+    heat = ground.attention_map(m, patches, tokens, pad, layer)
     other = tokens.clone()
-    other[pad[:, 1:]] = 7                                              # what stands under the padding
-    assert heat.shape == (3, 16) and (heat >= 0).all() and heat.sum() > 0 and torch.allclose(heat, evaluation.attention_map(m, patches, other, pad, layer), atol=1e-7)
+    other[pad[:, 1:]] = 7  # what stands under the padding
+    assert (
+        heat.shape == (3, 16)
+        and (heat >= 0).all()
+        and heat.sum() > 0
+        and torch.allclose(heat, ground.attention_map(m, patches, other, pad, layer), atol=1e-7)
+    )
     # the same map from the model's own attention: its softmax is caught where torch applies it
     caught = []
+
     def attention(q, k, v, attn_mask=None):
-        weight = (q @ k.transpose(2, 3) / q.shape[-1] ** .5 + torch.zeros(1).masked_fill(~attn_mask, -math.inf)).softmax(-1)
+        weight = (
+            q @ k.transpose(2, 3) / q.shape[-1] ** 0.5
+            + torch.zeros(1).masked_fill(~attn_mask, -math.inf)
+        ).softmax(-1)
         caught.append(weight)
         return weight @ v
+
     monkeypatch.setattr(models.F, 'scaled_dot_product_attention', attention)
     text = m.unimodal(m.embed_text(tokens), pad).detach()
     monkeypatch.undo()
@@ -180,32 +337,44 @@ def test_attention_maps_are_of_the_model_that_runs(scenes, monkeypatch, layer):
     caught.clear()
     logits = m.itm_head(m.fuse(text, image, pad)[0][:, 0])
     weight = caught[layer]
-    gradient, = torch.autograd.grad((logits[:, 1] - logits[:, 0]).sum(), weight)
+    (gradient,) = torch.autograd.grad((logits[:, 1] - logits[:, 0]).sum(), weight)
     share = weight[:, :, :7, 8:] / weight[:, :, :7, 8:].sum(-1, keepdim=True)
-    want = torch.stack([(share * gradient[:, :, :7, 8:].clamp(min=0))[i, :, ~pad[i]].mean((0, 1)) for i in range(3)])
+    want = torch.stack(
+        [
+            (share * gradient[:, :, :7, 8:].clamp(min=0))[i, :, ~pad[i]].mean((0, 1))
+            for i in range(3)
+        ]
+    )
     assert torch.allclose(heat, want, atol=1e-6, rtol=1e-4)
+
 
 def test_boxes_of_maps():
     heat = torch.zeros(8, 8)
-    heat[2:5, 3:7], heat[0, 0] = 1., .9
-    assert evaluation.iou(evaluation.box_of(heat, 64), [24, 16, 56, 40]) > .8
-    assert evaluation.iou([0, 0, 2, 2], [1, 1, 3, 3]) == pytest.approx(1 / 7) and evaluation.iou([0, 0, 1, 1], [2, 2, 3, 3]) == 0
+    heat[2:5, 3:7], heat[0, 0] = 1.0, 0.9
+    found = ground.box_of(heat, 64)
+    boxes = np.array([[24, 16, 56, 40], [0, 0, 2, 2], [0, 0, 1, 1]])
+    others = np.array([found, [1, 1, 3, 3], [2, 2, 3, 3]])
+    overlap = ground.iou(boxes, others)
+    assert overlap[0] > 0.8 and overlap[1:].tolist() == pytest.approx([1 / 7, 0])
+
 
 @torch.no_grad()
 def test_the_map_by_patches_is_its_definition(scenes):
-    """Each picture and phrase by itself, one subset at a time; a patch of weight where the embedding is made to depend on it alone."""
-    torch.manual_seed(0)
-    m = models.VLModel(models.VLConfig(image_size=32, full_size=40, patch_size=8, text_len=6, vocab_size=50, n_layer=2, n_unimodal=1, n_head=2, n_embd=32)).eval()
-    patches, tokens, pad = torch.randint(0, 256, (3, 16, 192), dtype=torch.uint8), torch.randint(0, 50, (3, 6)), torch.zeros(3, 7, dtype=torch.bool)
+    """Each picture and phrase by itself, one subset at a time."""
+    m = tiny()
+    patches = torch.randint(0, 256, (3, 16, 192), dtype=torch.uint8)
+    tokens, pad = torch.randint(0, 50, (3, 6)), torch.zeros(3, 7, dtype=torch.bool)
     patches[1] = patches[0]
-    heat = evaluation.patches_map(m, patches, tokens, pad, subsets=40)
+    heat = ground.patches_map(m, patches, tokens, pad, subsets=40)
     phrase = m.embedding(m.unimodal(m.embed_text(tokens), pad), m.text_proj, pad)
-    noise = torch.from_numpy(train.draw_noise(train.EVAL_SEED, 0, 0, 40, 16))
+    noise = torch.from_numpy(draw_noise(EVAL_SEED, 0, 0, 40, 16))
     for i in range(3):
         total, times, scores = torch.zeros(16), torch.zeros(16), []
         for s in range(40):
             stay = noise[s].argsort()[:4].sort().values
-            z = m.embedding(m.unimodal(m.embed_image(m.normalise(patches[i:i + 1]), stay[None])), m.image_proj)[0]
+            z = m.embedding(
+                m.unimodal(m.embed_image(m.normalise(patches[i : i + 1]), stay[None])), m.image_proj
+            )[0]
             scores.append((stay, float(z @ (phrase[i] - phrase.mean(0)))))
         mean = np.mean([v for _, v in scores])
         for stay, v in scores:
@@ -213,42 +382,79 @@ def test_the_map_by_patches_is_its_definition(scenes):
             times[stay] += 1
         assert torch.allclose(heat[i], (total / times.clamp(min=1)).clamp(min=0), atol=1e-5)
 
-def test_grounding_by_truth_and_by_references(scenes, trained, tmp_path, monkeypatch):
+
+def test_grounding_by_truth_and_by_references(scenes, trained, tmp_path):
     from PIL import Image
+
     before = (trained / 'eval.json').read_text() if (trained / 'eval.json').exists() else '{}'
-    done = evaluate(f'--run={trained}', '--split=train', f'--truth={scenes}/videos/truth', '--checkpoint=latest', '--task=ground')
+    done = evaluate(
+        f'--run={trained}',
+        '--split=train',
+        f'--truth={scenes}/videos/truth',
+        '--checkpoint=latest',
+        '--task=ground',
+    )
     assert done.returncode == 0, done.stderr
-    r = evaluation.numbers(trained / 'eval.json')
-    assert r['phrases'] > 50 and 0 < r['pointing_chance'] < .7 and 0 <= r['attention_pointing'] <= 1 and all(
-        json.loads((trained / 'eval.json').read_text())[k] == v for k, v in json.loads(before).items() if k != 'ground'), 'others stay'
-    assert r['patches_pointing'] > r['pointing_chance'] + .1 and r['patches_pointing'] > max(r['pointing_centre'], r['patches_pointing_other_phrase'])
+    r = numbers(trained / 'eval.json')
+    assert (
+        r['phrases'] > 50
+        and 0 < r['pointing_chance'] < 0.7
+        and 0 <= r['attention_pointing'] <= 1
+        and all(
+            json.loads((trained / 'eval.json').read_text())[k] == v
+            for k, v in json.loads(before).items()
+            if k != 'ground'
+        )
+    ), 'others stay'
+    assert r['patches_pointing'] > r['pointing_chance'] + 0.1 and r['patches_pointing'] > max(
+        r['pointing_centre'], r['patches_pointing_other_phrase']
+    )
     Image.new('RGB', (80, 40), 'red').save(tmp_path / 'wide.png')
-    rows = [dict(image='wide.png', text='a red thing', box=[20, 0, 40, 40]), dict(image='wide.png', text='outside', box=[0, 0, 5, 40])]
+    rows = [
+        dict(image='wide.png', text='a red thing', box=[20, 0, 40, 40]),
+        dict(image='wide.png', text='outside', box=[0, 0, 5, 40]),
+    ]
     (tmp_path / 'refs.json').write_text(json.dumps(rows))
-    done = evaluate(f'--run={trained}', '--split=train', f'--refs={tmp_path}/refs.json', '--checkpoint=latest', '--task=ground')
-    r = evaluation.numbers(trained / 'eval.json')
+    done = evaluate(
+        f'--run={trained}',
+        '--split=train',
+        f'--refs={tmp_path}/refs.json',
+        '--checkpoint=latest',
+        '--task=ground',
+    )
+    r = numbers(trained / 'eval.json')
     assert done.returncode == 0 and (r['phrases'], r['phrases_outside']) == (1, 1), done.stderr
-    assert r['attention_pointing'] == r['pointing_chance'] == 1 and r['attention_energy_in_box'] > .99
-    model = models.VLModel(models.VLConfig(image_size=32, full_size=40, patch_size=8, text_len=6, vocab_size=50, n_layer=2, n_unimodal=1, n_head=2, n_embd=32))
-    for content, words in ('{', 'expected'), ('[{"image": "absent.png", "text": "x", "box": [1, 2, 3, 4]}]', 'absent.png'), ('[{"image": "wide.png"}]', 'box'):
+    assert (
+        r['attention_pointing'] == r['pointing_chance'] == 1 and r['attention_energy_in_box'] > 0.99
+    )
+    model, k = tiny(), SimpleNamespace(refs=str(tmp_path / 'refs.json'))
+    for content, words in (
+        ('{', 'expected'),
+        ('[{"image": "absent.png", "text": "x", "box": [1, 2, 3, 4]}]', 'absent.png'),
+        ('[{"image": "wide.png"}]', 'box'),
+    ):
         (tmp_path / 'refs.json').write_text(content)
-        monkeypatch.setattr(evaluation, 'refs', str(tmp_path / 'refs.json'))
         with pytest.raises(SystemExit, match=words):
-            evaluation.read_phrases(model, None, None)
+            ground.read_phrases(model, None, None, k)
     (trained / 'eval.json').write_text(before)
 
-# --- search -------------------------------------------------------------------------------------------------------------
+
+# --- search ------------------------------------------------------------------------------------
+
 
 def test_search_finds_moments_and_keeps_what_it_computed(scenes, trained, tmp_path):
-    data = train.open_split(scenes / 'data' / 'scenes', 'train')
+    data = Frames(scenes / 'data' / 'scenes', 'train', 16, 0.0)
     video = data.videos[0]
     row = json.loads(open(data.path / 'videos.jsonl').read().splitlines()[video['row']])
-    from prepare import gpt2_encoding
-    start, length = train.text_spans(data, np.array([2]), 16, 0.)
-    said = gpt2_encoding().decode(data.tokens[start[0]:start[0] + length[0]].tolist()).strip()
+    said = data.text(*(x[0] for x in data.spans(np.array([2]))))
     asked = f'--run={trained}', '--task=search', f'--query={said}', '--checkpoint=latest', '--top=8'
-    at_once = [subprocess.Popen([sys.executable, ROOT / 'eval.py', *asked], stdout=subprocess.PIPE, text=True, cwd=ROOT) for _ in range(2)]
-    told = [p.communicate()[0] for p in at_once]                       # one waits for the other's embeddings
+    at_once = [
+        subprocess.Popen(
+            [sys.executable, ROOT / 'eval.py', *asked], stdout=subprocess.PIPE, text=True, cwd=ROOT
+        )
+        for _ in range(2)
+    ]
+    told = [p.communicate()[0] for p in at_once]  # one waits for the other's embeddings
     done = evaluate(*asked)
     assert done.returncode == 0 and told == [done.stdout] * 2, done.stderr
     clock = f"{data.frames[2]['t_ms'] // 60000:d}:{data.frames[2]['t_ms'] // 1000 % 60:02d}"
@@ -256,22 +462,39 @@ def test_search_finds_moments_and_keeps_what_it_computed(scenes, trained, tmp_pa
     found = [(line.split()[2], line.split()[1]) for line in lines if re.match(r'\d\.\d{3} ', line)]
     assert len(found) == 8 and (row['title'], clock) in found and '#t=' in done.stdout
     caches = {p: p.stat().st_mtime_ns for p in (trained / 'search').glob('*.npy')}
-    assert sum(np.load(p).shape == (len(data.frames), 16) and np.load(p).dtype == np.float16 for p in caches) == 1
+    assert (
+        sum(
+            np.load(p).shape == (len(data.frames), 16) and np.load(p).dtype == np.float16
+            for p in caches
+        )
+        == 1
+    )
     cache = next(p for p in caches if '-train-' in p.name)
     whole = cache.read_bytes()
     cache.rename(cache.with_suffix('.part'))
-    with open(cache.with_suffix('.part'), 'r+b') as f:                 # as if it had been interrupted, in the middle of a row
+    with open(
+        cache.with_suffix('.part'), 'r+b'
+    ) as f:  # as if it had been interrupted, in the middle of a row
         f.truncate(len(whole) // 9 + 5)
     again = evaluate(*asked)
-    assert again.stdout == done.stdout and cache.read_bytes() == whole and all(p.stat().st_mtime_ns == t for p, t in caches.items() if p != cache)
+    assert (
+        again.stdout == done.stdout
+        and cache.read_bytes() == whole
+        and all(p.stat().st_mtime_ns == t for p, t in caches.items() if p != cache)
+    )
+
 
 def test_a_picture_finds_itself_and_hostile_titles_are_escaped(scenes, trained, tmp_path):
     from PIL import Image
     import shutil
+
     shutil.copytree(scenes / 'data', tmp_path / 'data')
     path = tmp_path / 'data/scenes/videos.jsonl'
     evil = '<script>alert(1)</script>" onload="x'
-    rows = [json.loads(line) | dict(title=evil, url='javascript:alert(2)', source='absent') for line in open(path)]
+    rows = [
+        json.loads(line) | dict(title=evil, url='javascript:alert(2)', source='absent')
+        for line in open(path)
+    ]
     rows[0]['url'] = 'https://example.org/watch?v="><b>'
     path.write_text(''.join(json.dumps(r) + '\n' for r in rows))
     shutil.copytree(trained, tmp_path / 'run', ignore=shutil.ignore_patterns('search'))
@@ -279,52 +502,86 @@ def test_a_picture_finds_itself_and_hostile_titles_are_escaped(scenes, trained, 
         state = torch.load(tmp_path / 'run' / name, weights_only=True)
         state['config']['data_dir'] = str(tmp_path / 'data')
         torch.save(state, tmp_path / 'run' / name)
-    data = train.open_split(tmp_path / 'data/scenes', 'train')
-    pixels = models.unpatchify(torch.from_numpy(np.array(data.patches[5:6])), 8)[0].numpy()
-    Image.fromarray(np.roll(pixels, (4, 4), (0, 1))).save(tmp_path / 'x.png')                # 32 of 40 px: there is no middle in whole patches of 8
-    done = evaluate(f'--run={tmp_path}/run', '--task=search', f'--image={tmp_path}/x.png', '--checkpoint=latest', '--page', '--top=100')
+    data = Frames(tmp_path / 'data/scenes', 'train')
+    pixels = unpatchify(np.array(data.patches[5:6]), 8)[0]
+    Image.fromarray(np.roll(pixels, (4, 4), (0, 1))).save(
+        tmp_path / 'x.png'
+    )  # 32 of 40 px: there is no middle in whole patches of 8
+    done = evaluate(
+        f'--run={tmp_path}/run',
+        '--task=search',
+        f'--image={tmp_path}/x.png',
+        '--checkpoint=latest',
+        '--page',
+        '--top=100',
+    )
     assert done.returncode == 0, done.stderr
-    first, ms = next(line for line in done.stdout.splitlines() if re.match(r'\d\.\d{3} ', line)), int(data.frames[5]['t_ms'])
-    assert first.split()[1] == f'{ms // 60000}:{ms // 1000 % 60:02d}' and float(first.split()[0]) > .99, 'that frame comes first'
+    first, ms = (
+        next(line for line in done.stdout.splitlines() if re.match(r'\d\.\d{3} ', line)),
+        int(data.frames[5]['t_ms']),
+    )
+    assert (
+        first.split()[1] == f'{ms // 60000}:{ms // 1000 % 60:02d}'
+        and float(first.split()[0]) > 0.99
+    ), 'that frame comes first'
     html = (tmp_path / 'run' / 'search.html').read_text()
-    assert '<script' not in html and 'javascript:' not in html and '&lt;script&gt;' in html and 'onload="' not in html and "default-src 'none'" in html
-    assert html.count('<figure>') == html.count('data:image/jpeg;base64,') > 10 and 'href="https://example.org/watch?v=&quot;&gt;&lt;b&gt;&amp;t=' in html
+    assert (
+        '<script' not in html
+        and 'javascript:' not in html
+        and '&lt;script&gt;' in html
+        and 'onload="' not in html
+        and "default-src 'none'" in html
+    )
+    assert (
+        html.count('<figure>') == html.count('data:image/jpeg;base64,') > 10
+        and 'href="https://example.org/watch?v=&#34;&gt;&lt;b&gt;&amp;t=' in html
+    )
 
-def test_captions_and_paintings_on_request(scenes, trained, untrained, tmp_path, monkeypatch, capsys):
+
+def test_captions_and_paintings_on_request(
+    scenes, trained, untrained, tmp_path, monkeypatch, capsys
+):
     from PIL import Image
+
     for colour in 'red', 'blue':
         Image.new('RGB', (50, 40), colour).save(tmp_path / f'{colour}.png')
     (tmp_path / 'notes.txt').write_text('no picture')
-    for name, value in dict(run=str(trained), image=str(tmp_path), query='a red circle').items():
-        monkeypatch.setattr(evaluation, name, value)
-    monkeypatch.setattr(evaluation, 'run', str(trained))
+    model, k = opened(trained, image=str(tmp_path), query='a red circle')
     with torch.no_grad():
-        out = evaluation.caption(evaluation.open_model())
-        evaluation.paint(evaluation.open_model())
-    assert set(out) == {str(tmp_path / 'red.png'), str(tmp_path / 'blue.png')} and all(out.values()) and 'notes.txt cannot be read' in capsys.readouterr().err
+        out = caption.main(model, k)
+        paint.main(model, k)
+    assert set(out) == {str(tmp_path / 'red.png'), str(tmp_path / 'blue.png')} and all(out.values())
+    assert 'notes.txt cannot be read' in capsys.readouterr().err
     assert np.asarray(Image.open(trained / 'paint.png')).std() > 20
-    monkeypatch.setattr(evaluation, 'image', 'absent')
+    k.image, k.query = 'absent', ''
     with pytest.raises(SystemExit, match="no picture in 'absent'"):
-        evaluation.caption(evaluation.open_model())
-    monkeypatch.setattr(evaluation, 'query', '')
+        caption.main(model, k)
     with pytest.raises(SystemExit, match='needs --query'):
-        evaluation.paint(evaluation.open_model())
+        paint.main(model, k)
+
 
 @pytest.mark.slow
 def test_a_million_frames_are_searched_in_seconds(tmp_path):
-    """float16, memory-mapped: at most 3 s a query and 2 GB on 2 cores; the same frames as an exact search finds."""
+    """float16, memory-mapped: at most 3 s a query and 2 GB on 2 cores; the same frames as an exact
+    search finds."""
     import resource, time
+
     rng, n, d = np.random.default_rng(0), 1_000_000, 128
     e = np.lib.format.open_memmap(tmp_path / 'e.npy', 'w+', np.float16, (n, d))
     for i in range(0, n, 50_000):
         x = rng.standard_normal((50_000, d), np.float32)
-        e[i:i + 50_000] = x / np.linalg.norm(x, axis=1, keepdims=True)
+        e[i : i + 50_000] = x / np.linalg.norm(x, axis=1, keepdims=True)
     e.flush()
     q = np.array(e[777_777], np.float32)
     e = np.load(tmp_path / 'e.npy', mmap_mode='r')
     began = time.perf_counter()
-    ids, scores = evaluation.nearest(e, q, 160)
+    ids, scores = search.nearest(e, q, 160)
     took = time.perf_counter() - began
     print(f'{took:.2f} s, {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.2f} GB')
-    exact = np.concatenate([e[i:i + 50_000].astype(np.float32) @ q for i in range(0, n, 50_000)])
-    assert took < 3 and ids[0] == 777_777 and set(ids) == set(np.argsort(-exact)[:160]) and (np.diff(scores) <= 0).all()
+    exact = np.concatenate([e[i : i + 50_000].astype(np.float32) @ q for i in range(0, n, 50_000)])
+    assert (
+        took < 3
+        and ids[0] == 777_777
+        and set(ids) == set(np.argsort(-exact)[:160])
+        and (np.diff(scores) <= 0).all()
+    )
