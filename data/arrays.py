@@ -39,21 +39,22 @@ def read_meta(path):
     new = f'python prepare.py <videos> --dataset={path.name}'
     if path.name == 'scenes':
         new = 'bash runs/demo.sh'
-    again = f'join the shards again: python prepare.py --dataset={path.name} --data_dir={path.parent}'
+    again = f'python prepare.py --dataset={path.name} --data_dir={path.parent}'
     try:
         meta = json.loads((path / 'meta.json').read_text())
     except OSError:
         sys.exit(f'error: {path}/meta.json not found: the set is absent or unfinished; '
                  f'make it: {new}')
     except ValueError as e:
-        sys.exit(f'error: {path}/meta.json is damaged ({e}); {again}')
+        sys.exit(f'error: {path}/meta.json is damaged ({e}); join the shards again: {again}')
     if meta['format'] != FORMAT:
         sys.exit(f"error: {path} has format {meta['format']}, this code reads {FORMAT}; "
                  'prepare it again')
     for name, about in meta['arrays'].items():
         size = (path / name).stat().st_size if (path / name).exists() else 0
         if size != about['bytes']:
-            sys.exit(f"error: {path / name} has {size} bytes, meta.json says {about['bytes']}; {again}")
+            sys.exit(f"error: {path / name} has {size} bytes, meta.json says {about['bytes']}; "
+                     f'join the shards again: {again}')
     return meta
 
 def read_tokens(path, split):
