@@ -4,16 +4,14 @@
     m = model.load('out/scenes/best.pt')
     m.encode_image(pil) @ m.encode_text('a red circle on the left')
 
-Read top to bottom: what is masked, the settings, the blocks, then VLModel in the order of the data.
 Departures from the textbook:
 - One stack of identical pre-norm ViT blocks for both modalities. Layers below n_unimodal attend
-  within a modality, the others over [text ; image]. 0 is ViLT / M3AE, n_layer is a CLIP with
-  shared weights, 2/3 of the depth is the default.
-- Patches that are masked leave the sequence (MAE); words that are masked become [MASK] (BERT).
-  A light predictor paints patches.
-- A batch is cut into fixed parts by position, and each part masks differently: PARTS.
+  within a modality, the others over [text ; image]: 0 is ViLT / M3AE, n_layer a CLIP of one tower.
+- Masked patches leave the sequence (MAE), masked words become [MASK] (BERT); a light predictor
+  paints patches.
+- A batch is cut into parts by position, and each part masks differently: PARTS.
 - All randomness is an input: batch['noise_*'] is uniform, a mask or a negative a function of it.
-- A teacher, the moving average of the model, exists only where an objective asks it for something.
+- A teacher, the moving average of the model, exists only where an objective asks for it.
 
 Shapes: B samples (n of one part), T text tokens (1 + T with [CLS]), N patches of P values, K of
 them kept, D width, V vocabulary. A mask is 1 where removed, pad is 1 where there is no token.
@@ -232,11 +230,9 @@ def take(x, ids):
     return x.gather(1, ids[..., None].expand(-1, -1, x.shape[-1]))
 
 def choose_words(tokens, pad, noise, rate, n_slots, word_start):
-    """The words with the least noise, whole, until a share `rate` of the tokens is chosen.
-
-    tokens, pad, noise (B, T); rate float or (B, 1); word_start (V,) bool, or None: single tokens
-    -> slots (B, n_slots) positions, used (B, n_slots) bool. At least one token is chosen. The
-    number of slots is fixed, so no shape depends on the data."""
+    """The words with the least noise, whole, until a share `rate` of the tokens is chosen, at least
+    one. tokens, pad, noise (B, T); rate float or (B, 1); word_start (V,) bool, or None: single
+    tokens -> slots (B, n_slots) positions, used (B, n_slots) bool: no shape depends on the data."""
     B, T = tokens.shape
     at = torch.arange(T, device=tokens.device)
     if word_start is not None:                    # all tokens of a word have the noise of its first

@@ -88,6 +88,7 @@ dry_run = False                  # only count and estimate
 # what shapes a shard: a set keeps the settings that it was begun with
 EXTRACTION = ('image_size patch_size min_gap_s max_gap_s same_bits again_bits same_level '
               'text whisper_model language keep_silent').split()
+SPLITS = 'train', 'val', 'test'
 FRAME = np.dtype([('video', 'u4'), ('t_ms', 'u4'), ('t_end_ms', 'u4'), ('token', 'u8'),
                   ('flags', 'u2')])
 VIDEO = np.dtype([('token_start', 'u8'), ('token_end', 'u8'), ('frame_start', 'u8'),
@@ -172,6 +173,7 @@ def process(item, cfg):
 def failed(root, row, cause, message):
     """Record why an item gives no shard."""
     row = row | dict(status='failed', cause=cause, message=message)
+    row.pop('captions', None)
     write_lines(shard_path(root / 'shards', row['key'], '.err.json'), [json.dumps(row)])
     return row
 
@@ -278,13 +280,27 @@ def weight(item):
     """Of the progress bar: bytes, guessed before a download."""
     return item.get('bytes') or round(40_000 * (item.get('duration') or 600))
 
+def ended(running, cfg):
+    """Wait for a job or more of {job: (item, fetched, pool, since)} -> their item, row and pool."""
+    for job in futures.wait(running, return_when=futures.FIRST_COMPLETED).done:
+        item, fetched, pool, since = running.pop(job)
+        try:
+            row = job.result()
+        except futures.process.BrokenProcessPool:  # the process died: another takes its place
+            pool = new_pool()
+            cause = 'timeout' if time.monotonic() - since >= cfg.timeout_s else 'crash'
+            row = failed(cfg.root, item, cause, f"{item['source']}: {cause} while it was read")
+        if fetched is not item and not cfg.keep_media:
+            shutil.rmtree(Path(fetched['media'][0]).parent)
+        yield item, row, pool
+
 def process_all(items, cfg, bar):
     """`process` over items -> (rows, whether a site told us to stop). What is on the network is
     fetched here, one after the other, while the workers are busy."""
     rows = []
     said = collections.deque(maxlen=3)             # by the site, of late
     idle = [new_pool() for _ in range(cfg.workers)]
-    running = {}                                   # {job: (item, fetched, pool, since)}
+    running = {}
 
     def done(item, row):
         rows.append(row)
@@ -294,18 +310,8 @@ def process_all(items, cfg, bar):
         bar.update(weight(item))
 
     def wait():
-        for job in futures.wait(running, return_when=futures.FIRST_COMPLETED).done:
-            item, fetched, pool, since = running.pop(job)
-            try:
-                row = job.result()
-            except futures.process.BrokenProcessPool:                  # it is replaced
-                pool = new_pool()
-                cause = 'timeout' if time.monotonic() - since >= cfg.timeout_s else 'crash'
-                row = {k: v for k, v in item.items() if k != 'captions'}
-                row = failed(cfg.root, row, cause, f"{item['source']}: {cause} while it was read")
+        for item, row, pool in ended(running, cfg):
             idle.append(pool)
-            if fetched is not item and not cfg.keep_media:
-                shutil.rmtree(Path(fetched['media'][0]).parent)
             done(item, row)
 
     for item in items:
@@ -396,18 +402,11 @@ def finalise(root, items, refused, cfg):
                  'as it is. Prepare a further set beside it and train on both (--dataset=a,b), or '
                  'make them again: delete meta.json and run the same command')
 
-    # the arrays, beside the old ones
     (root / 'meta.json').unlink(missing_ok=True)
     meta |= dict(hours=0.0, counts={}, arrays={}, reuploads=sum(k != g for k, g in group.items()))
-    pixels = {}
-    for name in 'train', 'val', 'test':
-        keys = [key for key in sorted(split) if split[key] == name]
-        pixels[name] = write_split(root, name, keys, rows, meta)
-    n = max(meta['counts']['train']['frames'] * cfg.image_size ** 2, 1)
-    sums, squares = pixels['train'] / n
-    mean = sums / 255
-    variance = np.maximum(squares / 255 ** 2 - mean ** 2, 0)
-    meta |= dict(pixel_mean=list(mean), pixel_std=list(map(math.sqrt, variance)))
+    keys = {name: [k for k in sorted(split) if split[k] == name] for name in SPLITS}
+    pixels = [write_split(root, name, keys[name], rows, meta) for name in SPLITS]
+    meta |= statistics(pixels[0], meta['counts']['train']['frames'] * cfg.image_size ** 2)
 
     # all at once; meta.json last: it exists = the set is complete
     for name in meta['arrays']:
@@ -509,6 +508,13 @@ def write_split(root, name, keys, rows, meta):
             digest = hashlib.file_digest(file, 'sha256').hexdigest()
             meta['arrays'][f'{name}_{kind}'] = dict(sha256=digest, bytes=file.tell())
     return pixels
+
+def statistics(pixels, n):
+    """Sums of n pixels and of their squares (2, 3) -> mean, deviation of each channel, 0 to 1."""
+    sums, squares = pixels / max(n, 1)
+    mean = sums / 255
+    variance = np.maximum(squares / 255 ** 2 - mean ** 2, 0)
+    return dict(pixel_mean=list(mean), pixel_std=list(map(math.sqrt, variance)))
 
 def frame_records(index, video, start):
     """The frames (n,) of a video whose tokens begin at `start`. A frame points at the first token

@@ -161,8 +161,8 @@ class Muon(torch.optim.Optimizer):
     Jordan 2024; scale .2 sqrt(max side): 2502.16982. Matrices of one shape are made so together,
     and in float32 on a CPU (torch.optim.Muon: one by one, in bfloat16, which a CPU without such
     instructions emulates: it took two thirds of a small model's step)."""
-    def __init__(self, params, lr, weight_decay, momentum=.95):
-        super().__init__(params, dict(lr=lr, weight_decay=weight_decay, momentum=momentum))
+    def __init__(self, params, lr, decay, momentum=.95):
+        super().__init__(params, dict(lr=lr, weight_decay=decay, momentum=momentum))
 
     @torch.no_grad()
     def step(self):
@@ -174,13 +174,13 @@ class Muon(torch.optim.Optimizer):
             for params in shapes.values():
                 self.step_together(params, group['lr'], group['weight_decay'], group['momentum'])
 
-    def step_together(self, params, lr, weight_decay, momentum):
+    def step_together(self, params, lr, decay, momentum):
         """One step of matrices of the same shape."""
         moved = [self.state[p].setdefault('momentum_buffer', torch.zeros_like(p)) for p in params]
         torch._foreach_lerp_(moved, [p.grad for p in params], 1 - momentum)
         ahead = [p.grad.lerp(m, momentum) for p, m in zip(params, moved)]          # Nesterov
         update = orthogonal(torch.stack(ahead)).to(params[0].dtype)
-        torch._foreach_mul_(params, 1 - lr * weight_decay)
+        torch._foreach_mul_(params, 1 - lr * decay)
         torch._foreach_add_(params, list(update), alpha=-lr * .2 * math.sqrt(max(params[0].shape)))
 
 def orthogonal(G):

@@ -1,12 +1,10 @@
 """The arrays that prepare.py wrote, read: frames, the words around them, epochs, batches.
 
-Nothing random is stored, because nothing random has a state: the order of the samples, their
-windows and their masks are a pure function of (seed, iteration, position). So a resumed run goes on
+Order, windows and masks are a pure function of (seed, iteration, position): a resumed run goes on
 as the unbroken one would, and N ranks see what one would.
 
-B samples, F frames, G x G stored patches per frame of which the model sees a window, T text tokens,
-N patches of P values. torch is imported where tensors are made: the worker processes of prepare.py
-read this file too, and must start fast.
+B samples, G x G stored patches per frame of which the model sees a window, T text tokens, N patches
+of P values. torch is imported where tensors are made: prepare.py's workers must start fast.
 """
 import json, math, mmap, os, sys
 from pathlib import Path
@@ -38,18 +36,17 @@ def unpatchify(patches, p):
 def read_meta(path):
     """data/<dataset> -> its meta.json, once all arrays are found whole. Exits with the remedy."""
     path = Path(path)
-    if not (path / 'meta.json').exists():
-        fix = f'python prepare.py <videos> --dataset={path.name}'
-        if path.name == 'scenes':
-            fix = 'bash runs/demo.sh'
-        sys.exit(f'error: {path}/meta.json not found: the set is absent or unfinished; '
-                 f'make it: {fix}')
+    new = f'python prepare.py <videos> --dataset={path.name}'
+    if path.name == 'scenes':
+        new = 'bash runs/demo.sh'
     again = f'python prepare.py --dataset={path.name} --data_dir={path.parent}'
     try:
         meta = json.loads((path / 'meta.json').read_text())
+    except OSError:
+        sys.exit(f'error: {path}/meta.json not found: the set is absent or unfinished; '
+                 f'make it: {new}')
     except ValueError as e:
-        sys.exit(f'error: {path}/meta.json is damaged ({e}); '
-                 f'make it again from the shards: {again}')
+        sys.exit(f'error: {path}/meta.json is damaged ({e}); join the shards again: {again}')
     if meta['format'] != FORMAT:
         sys.exit(f"error: {path} has format {meta['format']}, this code reads {FORMAT}; "
                  'prepare it again')
@@ -109,10 +106,10 @@ class Frames:
     # --- words --------------------------------------------------------------------------------
 
     def spans(self, ids, noise=None, caption=0):
-        """The words of frames `ids` (B,): those spoken while a frame stands, and context_s before
-        and after, at most T around the middle -> start (B,), length (B,) into tokens; length 0
-        where nothing is said. noise (B, 3) uniform: jitter of the context's two ends and of the
-        middle. Image-caption lists: one caption, drawn by the noise, else number `caption`."""
+        """The words of frames `ids` (B,): spoken while a frame stands, and context_s around, at
+        most T around the middle -> start, length (B,) into tokens; length 0: nothing is said.
+        noise (B, 3) uniform: jitter of the context's ends and of the middle. Image-caption lists:
+        a caption drawn by the noise, else number `caption`."""
         T = self.text_len
         frames = self.frames[ids]
         videos = self.videos[frames['video']]
@@ -310,8 +307,8 @@ def open_sets(data_dir, dataset, split, c, vocab, context_s, weights=(), seed=EV
     return [data for data in sets if len(data.usable) and data.weight]
 
 def draw_noise(key, it, first, count, n):
-    """Uniform float32 in [0, 1) for positions [first, first + count) of iteration `it`, (count, n):
-    a counter-based generator jumps to them."""
+    """Uniform float32 (count, n) in [0, 1) for positions [first, first + count) of iteration `it`,
+    by a counter-based generator, which jumps to them."""
     steps = -(-n // 8)                                                 # of four 64-bit words each
     philox = np.random.Philox(key=np.array([key, it], np.uint64)).advance(first * steps)
     words = philox.random_raw(count * steps * 4).view(np.uint32)
@@ -326,10 +323,9 @@ def mixture(weights, total):
     return np.repeat(np.arange(len(weights)), counts)[np.argsort(place, kind='stable')]
 
 def get_batch(sets, c, it, first, count, total, training=True):
-    """Positions [first, first + count) of the `total` of iteration `it`, as host tensors:
-    raw (B, G * G, p * p * 3) uint8, offset (B, 2), tokens, pad (B, T), video, ids (B,),
-    noise_image (B, N), noise_text (B, T), noise_rate (B,), noise_itm (B, B), or (B, 0) without itm.
-    Evaluation: no jitter, windows in the middle."""
+    """Positions [first, first + count) of the `total` of iteration `it`, as host tensors: raw
+    (B, G * G, p * p * 3) uint8, offset (B, 2), tokens, pad (B, T), video, ids (B,), noise_image
+    (B, N), noise_text (B, T), noise_rate (B,), noise_itm (B, B), or (B, 0) without itm."""
     import torch
     T, N = c.text_len, c.n_patches
     lead = sets[0]

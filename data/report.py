@@ -40,8 +40,9 @@ def write_preview(root, n=24):
         chosen = sorted(rng.permutation(len(data.frames))[:share].tolist())
         cards += [card(data, i, rows) for i in chosen]
     source = Path(__file__).with_name('preview.html').read_text(encoding='utf-8')
+    rows.sort(key=lambda r: r['status'])
     page = jinja2.Template(source, autoescape=True).render(
-        name=root.name, table=table(rows), cards=cards, rows=sorted(rows, key=lambda r: r['status']))
+        name=root.name, table=table(rows), cards=cards, rows=rows)
     (root / 'preview.html').write_text(page, encoding='utf-8')
     print(f"wrote {root / 'preview.html'}")
 

@@ -137,7 +137,7 @@ def image_square(path, size):
     from PIL import Image, ImageOps
     try:
         with Image.open(path) as image:
-            image.draft('RGB', (size * 2, size * 2))               # a JPEG, at a fraction of its size
+            image.draft('RGB', (size * 2, size * 2))   # a JPEG is decoded at a fraction of its size
             image = ImageOps.exif_transpose(image).convert('RGB')
             return np.asarray(ImageOps.fit(image, (size, size), Image.Resampling.BOX))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e:

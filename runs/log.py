@@ -54,8 +54,7 @@ class Log:
                      f'{str(e).splitlines()[0]}')
 
     def begin(self):
-        """The former run of the folder, if there is one, is over: its best weights go, and its log
-        but for the steps before this start."""
+        """The former run of the folder is over: its best weights go, and its later lines."""
         if not self.pending or RANK:
             return
         self.pending = False
@@ -73,13 +72,10 @@ class Log:
         """A full disk costs lines of the log, not the run."""
         path = self.out / name
         try:
-            if mode == 'w':                                            # whole, or as it was
-                part = self.out / f'{name}.part'
-                part.write_text(text)
-                os.replace(part, path)
-            else:
-                with open(path, mode) as f:
-                    f.write(text)
+            to = path if mode == 'a' else path.with_suffix('.part')    # whole, or as it was
+            with open(to, mode) as f:
+                f.write(text)
+            os.replace(to, path)
         except OSError as e:
             if not self.full:
                 print(f'warning: {path} not written ({e}); the run goes on without')
