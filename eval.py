@@ -117,19 +117,19 @@ def encode(model, batches, proj, states_too, folder):
 def keep(model, data, pairs, k, images_too, texts_too):
     """What is ranked, of n pictures and m texts: embeddings z_image, z_text, where they are to be
     kept the states image, text; start, length, owner (m,), tokens (m, T), pad (m, 1 + T)."""
-    c, device = model.config, model.vocab.device
+    c, dev = model.config, model.vocab.device
     start, length, owner = every_caption(data, *pairs)
     tokens, pad = map(torch.from_numpy, data.words(start, length))
     pad = F.pad(pad, (1, 0))
 
     def images():
         for ids in torch.from_numpy(pairs[0]).split(k.batch_size):
-            yield model.see(model.normalise(data.pictures(ids.numpy(), c, device))), None
+            yield model.see(model.normalise(data.pictures(ids.numpy(), c, dev))), None
 
     def texts():
         for t, p in zip(tokens.split(k.batch_size), pad.split(k.batch_size)):
-            p = p.to(device)
-            yield model.read(t.to(device), p), p
+            p = p.to(dev)
+            yield model.read(t.to(dev), p), p
 
     image_proj, text_proj = (model.image_proj, model.text_proj) if c.has('itc') else (None, None)
     z_image, image = encode(model, images(), image_proj, images_too, k.run)
@@ -211,56 +211,56 @@ def ranked(queries, label, keys, other, n_best):
         top.append(score.topk(min(n_best, len(keys))).indices)
     return torch.cat(rank), torch.cat(top)
 
-def by_matching_again(model, kept, way, top, batch_size):
+def by_matching_again(model, kept, way, top, at_once):
     """The matching head ranks the best candidates (q, n) again: no other can come first."""
     _, label, _, other = sides(kept, way)
     query = torch.arange(len(top))[:, None].expand_as(top)
     pair = (query, top) if way == 'i2t' else (top, query)
-    logit = matching(model, kept, *(x.flatten() for x in pair), batch_size).view(top.shape)
+    logit = matching(model, kept, *(x.flatten() for x in pair), at_once).view(top.shape)
     return {f'itm_{way}_r1': recalls(hits(logit, other[top] == label[:, None]))['r1']}
 
-def whole(name, score, model, kept, n, batch_size):
+def whole(name, score, model, kept, n, at_once):
     """The first n pictures with all their m texts, as one matrix -> {name: number}; rank (m,), best
     pictures (m, 5) of each text."""
     some = (kept.owner < n).nonzero()[:, 0]
     own = kept.owner[some]
-    matrix = score(model, kept, torch.arange(min(n, len(kept.image))), some, batch_size)
+    matrix = score(model, kept, torch.arange(min(n, len(kept.image))), some, at_once)
     same = torch.arange(len(matrix))[:, None] == own
     rank = hits(matrix.T, same.T)
     out = {f'{name}_i2t_r1': recalls(hits(matrix, same))['r1'],
            f'{name}_t2i_r1': recalls(rank)['r1'], f'{name}_candidates': len(matrix)}
     return out, rank, matrix.T.topk(min(5, len(matrix))).indices
 
-def matching_matrix(model, kept, images, texts, batch_size):
+def matching_matrix(model, kept, images, texts, at_once):
     i, j = torch.cartesian_prod(images, texts).T
-    return matching(model, kept, i, j, batch_size).view(len(images), len(texts))
+    return matching(model, kept, i, j, at_once).view(len(images), len(texts))
 
-def matching(model, kept, i, j, batch_size):
+def matching(model, kept, i, j, at_once):
     """The matching head's logit of pictures i and texts j (pairs,) from kept states: only the joint
     layers run."""
     out = []
-    device = model.vocab.device
-    for a, b in zip(i.split(4 * batch_size), j.split(4 * batch_size)):
-        text, image = (x.to(device).float() for x in (kept.text[b], kept.image[a]))
-        fused, _, _ = model.fuse(text, image, kept.pad[b].to(device))
+    dev = model.vocab.device
+    for a, b in zip(i.split(4 * at_once), j.split(4 * at_once)):
+        text, image = (x.to(dev).float() for x in (kept.text[b], kept.image[a]))
+        fused, _, _ = model.fuse(text, image, kept.pad[b].to(dev))
         match = model.itm_head(fused[:, 0]).float()
         out.append((match[:, 1] - match[:, 0]).cpu())
     return torch.cat(out)
 
-def likelihood(model, kept, images, texts, batch_size):
+def likelihood(model, kept, images, texts, at_once):
     """Mean log-probability of each text's words (m,) given a picture (n,) alone -> (n, m). What is
     masked differs by length alone: each picture is fused once for each."""
-    device, tokens, pad = model.vocab.device, kept.tokens[texts], kept.pad[texts]
+    dev, tokens, pad = model.vocab.device, kept.tokens[texts], kept.pad[texts]
     length = (~pad).sum(1) - 1
     out = torch.zeros(len(images), len(texts))
     for n in length.unique():
         mine = (length == n).nonzero()[:, 0]
-        blank = pad[mine[:1]].to(device)
-        hidden = model.read(torch.full_like(tokens[:1], model.mask_id).to(device), blank)
-        said = tokens[mine, :n].T[None].to(device)                     # (1, n, mine)
-        for rows in images.split(batch_size):
+        blank = pad[mine[:1]].to(dev)
+        hidden = model.read(torch.full_like(tokens[:1], model.mask_id).to(dev), blank)
+        said = tokens[mine, :n].T[None].to(dev)                     # (1, n, mine)
+        for rows in images.split(at_once):
             B = len(rows)
-            text, _, _ = model.fuse(hidden.expand(B, -1, -1), kept.image[rows].to(device).float(),
+            text, _, _ = model.fuse(hidden.expand(B, -1, -1), kept.image[rows].to(dev).float(),
                                     blank.expand(B, -1))
             log_p = model.word_logits(text[:, 1:1 + n]).float().log_softmax(-1)    # (B, n, V)
             out[rows[:, None], mine] = log_p.gather(2, said.expand(B, -1, -1)).mean(1).cpu()

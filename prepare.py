@@ -12,21 +12,9 @@ step joins the shards. Ctrl-C or a crash loses at most the videos in flight: run
 again. The arrays are the same, byte for byte, with any number of workers. Inputs given later are
 added to the set.
 """
-import collections
+import collections, contextlib, hashlib, io, json, math, multiprocessing, os
+import shutil, signal, sys, threading, time, types
 import concurrent.futures as futures
-import contextlib
-import hashlib
-import io
-import json
-import math
-import multiprocessing
-import os
-import shutil
-import signal
-import sys
-import threading
-import time
-import types
 from pathlib import Path
 from typing import Literal
 
@@ -37,6 +25,7 @@ from data.arrays import CAPTIONS, FORMAT, patchify
 from data.check import problems
 from data.report import estimate, table, write_preview
 from data.sources import PASSING, Bad, check_javascript, fetch, find_items, read_rows
+from data.splits import marks, split_of, uploads
 from data.tokens import EOT, TOKENIZER_SHA256
 from data.video import Decoder, image_square, key_frames
 from data.words import load_whisper, read_sidecar, tokenise, transcribe
@@ -101,8 +90,8 @@ VIDEO_STATIC = 4
 # one item -> one shard: the patch rows as they come, then an .npz of everything else (the index),
 # then the rows' length in bytes (8)
 
-def sha256(text):
-    return hashlib.sha256(text.encode()).hexdigest()
+def sha256(key):
+    return hashlib.sha256(key.encode()).hexdigest()
 
 def shard_path(root, key, ending='.shard'):
     name = sha256(key)[:40]                        # never from a title or an id
@@ -337,56 +326,6 @@ def process_all(items, cfg, bar):
 
 # ----------------------------------------------------------------------------------------------
 # all shards -> the arrays: deterministic, meta.json last
-
-def split_of(keys, val_share, test_share):
-    """{key: split} by a hash of each key: nobody moves when a video is added, but from val and test
-    to train as a set reaches 2,000, of which smaller shares do. A small set lends val and test one
-    video each, but never its last."""
-    place = {key: int(sha256(key)[:8], 16) / 2 ** 32 for key in sorted(keys)}
-    split = dict.fromkeys(place, 'train')
-    split |= {key: 'val' for key, u in place.items() if u < test_share + val_share}
-    split |= {key: 'test' for key, u in place.items() if u < test_share}
-    if split and 'train' not in split.values():
-        split[max(split, key=place.get)] = 'train'
-    for name, share in ('val', val_share), ('test', test_share):
-        train = [key for key in split if split[key] == 'train']
-        if share and name not in split.values() and len(train) >= 2 and len(split) >= 3:
-            split[min(train, key=place.get)] = name
-    return split
-
-def marks(index):
-    """What a re-upload has in common with its original: the dHash of each frame, and one in 8 of
-    the hashes of 8 tokens in a row."""
-    tokens = index['tokens'].astype(np.uint64)
-    n = max(len(tokens) - 7, 0)
-    grams = np.zeros(n, np.uint64)
-    for i in range(8):
-        grams += tokens[i:i + n] * np.uint64(0x9E3779B97F4A7C15 ** (i + 1) % 2 ** 64)
-    grams ^= grams >> np.uint64(29)
-    return {h.tobytes() for h in index['hashes']}, set(grams[grams % 8 == 0].tolist())
-
-def uploads(*kinds):
-    """Dicts {key: marks}, by pictures and by words -> {key: the first key of its group}: re-uploads
-    share more than half of the smaller set."""
-    first = {key: key for kind in kinds for key in kind}
-
-    def root(key):
-        while first[key] != key:
-            key = first[key]
-        return key
-    for kind in kinds:
-        holders = collections.defaultdict(list)
-        shared = collections.Counter()
-        for key in sorted(kind):
-            for mark in kind[key]:
-                if len(holders[mark]) < 8:         # what more have is a title card or a greeting
-                    shared.update((other, key) for other in holders[mark])
-                    holders[mark].append(key)
-        for (a, b), n in shared.items():
-            if n >= 4 and 2 * n > min(len(kind[a]), len(kind[b])):
-                a, b = sorted((root(a), root(b)))
-                first[b] = a
-    return {key: root(key) for key in first}
 
 def finalise(root, items, refused, cfg):
     """Join the shards of all items -> (meta, rows {key: row}). The same shards give the same bytes,

@@ -1,5 +1,5 @@
-# How fast is train.py? The reference setting: ViT-B/16, 256 px, 32 tokens, every objective, teacher.   bash runs/bench.sh
-# torchrun --standalone --nproc_per_node=8 train.py config/bench.py        several GPUs: MFU is per GPU
+# How fast is train.py? ViT-B/16, 256 px, 32 tokens, every objective, teacher.    bash runs/bench.sh
+#   torchrun --standalone --nproc_per_node=8 train.py config/bench.py       MFU is per GPU
 dataset = 'bench'            # runs/bench.sh makes it
 out_dir = 'out/bench'
 resume = False

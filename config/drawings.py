@@ -1,16 +1,17 @@
 # 7.5 hours of narrated drawings on a laptop, words by Whisper tiny.en.
-#   python prepare.py <drawings> --dataset=drawings --whisper_model=tiny.en --image_size=80 --patch_size=8
+#   python prepare.py <drawings> --dataset=drawings --whisper_model=tiny.en --image_size=80 \
+#       --patch_size=8
 #   python train.py config/drawings.py
 #   python eval.py --run=out/drawings --truth=<drawings>/truth
-# 2 CPU cores: 15 minutes, 90 pairs/s. Held-out videos, 508 candidates: R@1 7.3 % picture to words, 7.1 % words to picture (chance 0.2 %)
+# 2 CPU cores: 15 minutes, 90 pairs/s. R@1 of 508: 7.3 / 7.1 % (chance 0.2 %)
 out_dir = 'out/drawings'
 dataset = 'drawings'
-context_s = 0.0              # a drawing is shown as long as it is spoken of; see the README for the pilot
+context_s = 0.0              # a drawing is shown as long as it is spoken of (runs/RESULTS.md)
 text_len = 24                # one sentence
 image_size, patch_size = 64, 8
 n_embd, n_head = 192, 6
 parts = 'xmm_text:7,xmm_image:5,amm_text:2,amm_image:2'
-keep_hi = .5                 # dropping patches is the augmentation here: 4,000 frames overfit without it
+keep_hi = .5                 # dropping patches augments: 4,000 frames overfit without it
 max_iters = 500              # x 128 pairs = 15.7 epochs of 4,083 frames
 warmup_iters = 60
 learning_rate = 2e-3

@@ -1,6 +1,5 @@
 """Does a finished set keep the contract? Uses none of the code that wrote it."""
-import hashlib
-import json
+import hashlib, json
 
 import numpy as np
 

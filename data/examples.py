@@ -1,7 +1,6 @@
 """Examples for fine-tuning and probes: JSONL of {"images": [one or two paths], "text": ...,
 "label": ...}, or "answers" of four or more people for the label; "id" as you like."""
-import json
-import sys
+import json, sys
 from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path

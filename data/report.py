@@ -1,7 +1,5 @@
 """What came of a set, for people: the table, the preview, the estimate."""
-import base64
-import collections
-import io
+import base64, collections, io
 from pathlib import Path
 
 import numpy as np

@@ -3,11 +3,7 @@
 A video or picture is an item: a dict with its key (a site's id, or a hash of the content: not the
 name), source, title and url, and what else is known of it: bytes, sidecar, captions, duration.
 """
-import hashlib
-import json
-import os
-import re
-import sys
+import hashlib, json, os, re, sys
 from pathlib import Path
 
 EXTENSIONS = '.mp4 .m4v .mov .mkv .webm .avi .mpg .mpeg .ts .flv .ogv .wmv .3gp'.split()

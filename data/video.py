@@ -1,6 +1,5 @@
 """What is seen: a video -> its key frames; an image file."""
-import contextlib
-import math
+import contextlib, math
 
 import numpy as np
 

@@ -1,13 +1,5 @@
 """What is said: captions or Whisper -> segments [(start_s, end_s, text)], in order -> tokens."""
-import functools
-import hashlib
-import html
-import itertools
-import json
-import math
-import os
-import re
-import sys
+import functools, hashlib, html, itertools, json, math, os, re, sys
 from pathlib import Path
 
 import numpy as np

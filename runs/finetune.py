@@ -6,9 +6,7 @@
 Into out/<run>/finetune-<examples>-<seed>/: result.json, predictions_*.jsonl, the best weights.
 Ctrl-C, and the same command again: it goes on.
 """
-import hashlib
-import json
-import sys
+import hashlib, json, sys
 from collections import Counter
 from dataclasses import dataclass, replace
 from functools import lru_cache

@@ -3,7 +3,6 @@ linear on the texts alone.
 
     python eval.py --run=out/full --task=probe --examples=data/scenes/tasks/classes
 """
-import json
 import sys
 from collections import Counter
 from dataclasses import dataclass

@@ -3,9 +3,9 @@
 import http.server, json, os, re, shutil, threading, time
 from pathlib import Path
 import pytest
-import prepare
 from data.check import problems
 from data import sources
+from data.splits import uploads
 from test_prepare import hashes, make_video, rows_of, run, settings
 
 
@@ -384,10 +384,10 @@ def test_reuploads_share_a_split(tmp_path):
 
 def test_uploads_are_grouped_through_pictures_and_words():
     a, b, c, d = ({f'{k}{i}' for i in range(10)} for k in 'abcd')
-    assert prepare.uploads(
+    assert uploads(
         dict(p=a, q=a | {'x'}, r=b, s=c), dict(p=set(), q=d, r=set(), s=d)
     ) == dict(p='p', q='p', r='r', s='p')
-    assert set(prepare.uploads({str(n): a for n in range(20)}).values()) != {'0'}, (
+    assert set(uploads({str(n): a for n in range(20)}).values()) != {'0'}, (
         'a title card that all have is no sign'
     )
 

@@ -11,6 +11,7 @@ import configurator
 import prepare
 from data.check import problems
 from data import sources
+from data.splits import marks, split_of
 from data.tokens import gpt2_encoding
 from data.video import Decoder, FRAME_SEEKED, key_frames
 from data.words import hallucinated, read_sidecar, tokenise
@@ -563,16 +564,16 @@ def test_check_finds_damage(finished, tmp_path, damage, word):
 
 def test_splits_are_by_video_and_stay(finished):
     keys = [f'file:{n}' for n in range(3000)]
-    before, after = prepare.split_of(keys[:2500], 0.01, 0.01), prepare.split_of(keys, 0.01, 0.01)
+    before, after = split_of(keys[:2500], 0.01, 0.01), split_of(keys, 0.01, 0.01)
     assert (
         all(after[k] == s for k, s in before.items())
         and 15 < sum(s == 'val' for s in after.values()) < 50
     )
-    assert sorted(prepare.split_of(keys[:3], 0.1, 0.1).values()) == [
+    assert sorted(split_of(keys[:3], 0.1, 0.1).values()) == [
         'test',
         'train',
         'val',
-    ] and set(prepare.split_of(keys[:2], 0.1, 0.1).values()) == {'train'}
+    ] and set(split_of(keys[:2], 0.1, 0.1).values()) == {'train'}
 
 
 # --- the same bytes, whatever happens -----------------------------------------------------------------------------------
@@ -726,9 +727,9 @@ def test_a_list_that_is_no_recipe_is_one_line(tmp_path):
 def test_a_small_set_always_has_something_to_train_on():
     for n in range(2000):
         keys = [f'{n}-{i}' for i in range(1 + n % 6)]
-        split = prepare.split_of(keys, 0.3, 0.3)
+        split = split_of(keys, 0.3, 0.3)
         assert set(split) == set(keys) and 'train' in split.values()
-    assert prepare.split_of([], 0.1, 0.1) == {}
+    assert split_of([], 0.1, 0.1) == {}
 
 
 def test_more_videos_are_added_later(videos, finished, tmp_path):
@@ -1080,4 +1081,4 @@ def test_hallucinations_are_dropped():
 @pytest.mark.parametrize('n', range(10))
 def test_a_few_words_are_no_mark_of_a_reupload(n):
     index = dict(tokens=np.arange(n, dtype=np.uint16), hashes=np.zeros((0, 8), np.uint8))
-    assert prepare.marks(index)[1] == set() if n < 8 else isinstance(prepare.marks(index)[1], set)
+    assert marks(index)[1] == set() if n < 8 else isinstance(marks(index)[1], set)

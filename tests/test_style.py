@@ -71,7 +71,7 @@ def names_live():
 
 def knobs(name):
     """A script's settings."""
-    if '= configure(globals()' not in TEXT[name]:
+    if 'configure(globals()' not in TEXT[name]:
         return []
     plain = [n for n in TREE[name].body if isinstance(n, (ast.Assign, ast.AnnAssign))]
     names = [n for a in plain for n in ast.walk(getattr(a, 'target', 0) or a.targets[0])]

@@ -11,9 +11,7 @@ Under --source: dataset_*.json and its pictures, in <filepath>/<filename> as the
 images/ or flickr30k-images/. restval is train, as usual. Left out and counted: pictures that are
 missing or have no sentence, numbers that came before.
 """
-import json
-import os
-import sys
+import json, os, sys
 from collections import Counter
 from pathlib import Path
 

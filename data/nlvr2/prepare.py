@@ -7,8 +7,7 @@ public ones: github.com/lil-lab/nlvr.
 Under --source: {train,dev,test1}.json and images/{train/<directory>,dev,test1}/*.png. Left out and
 counted: sentences of which a picture is missing (some have left the web), or no truth value given.
 """
-import os
-import sys
+import os, sys
 from collections import Counter
 from pathlib import Path
 

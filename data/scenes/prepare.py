@@ -11,11 +11,7 @@ pictures and words; after Ctrl-C it goes on. truth/NAME.json has, for each scene
 seconds, the ground, each object with its box [x0, y0, x1, y1] in pixels, the relations between
 objects, what is said, and which words name which object.
 """
-import functools
-import json
-import os
-import signal
-import sys
+import functools, json, os, signal, sys
 from concurrent.futures import ProcessPoolExecutor
 from fractions import Fraction
 from pathlib import Path

@@ -12,8 +12,7 @@ Pictures of the videos that the prepared set holds out are in val and test here 
 per scene; yes and no, true and false are balanced. classes/<split>/<colour shape>/ are windows of
 half the picture's side with one object in them.
 """
-import json
-import sys
+import json, sys
 from collections import defaultdict
 from pathlib import Path
 

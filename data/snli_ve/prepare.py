@@ -7,8 +7,7 @@ public ones (github.com/necla-ml/SNLI-VE), the pictures Flickr30k's.
 Under --source: snli_ve_{train,dev,test}.jsonl and flickr30k_images/<number>.jpg. Left out and
 counted: sentences on which the annotators did not agree (label '-'), or whose picture is missing.
 """
-import os
-import sys
+import os, sys
 from collections import Counter
 from pathlib import Path
 

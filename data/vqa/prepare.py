@@ -9,10 +9,7 @@ as train2014/COCO_train2014_000000000042.jpg. train.jsonl is train2014; of val20
 picture is val.jsonl, the others test.jsonl (the official test answers are not public). Left out and
 counted: questions with fewer than four answers, without a picture, or whose number came before.
 """
-import json
-import os
-import re
-import sys
+import json, os, re, sys
 from collections import Counter
 from pathlib import Path
 
