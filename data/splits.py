@@ -7,7 +7,9 @@ def split_of(keys, val_share, test_share):
     """{key: split} by a hash of each key: nobody moves when a video is added, but from val and test
     to train as a set reaches 2,000, of which smaller shares do. A small set lends val and test one
     video each, but never its last."""
-    place = {key: int(hashlib.sha256(key.encode()).hexdigest()[:8], 16) / 2 ** 32 for key in sorted(keys)}
+    place = {}
+    for key in sorted(keys):
+        place[key] = int(hashlib.sha256(key.encode()).hexdigest()[:8], 16) / 2 ** 32
     split = dict.fromkeys(place, 'train')
     split |= {key: 'val' for key, u in place.items() if u < test_share + val_share}
     split |= {key: 'test' for key, u in place.items() if u < test_share}

@@ -1,4 +1,5 @@
-"""pytest tests/test_fetch.py -q      real yt-dlp against a server on loopback that serves good and bad answers"""
+"""pytest tests/test_fetch.py -q      real yt-dlp against a server on loopback that serves good and
+bad answers"""
 
 import http.server, json, os, re, shutil, threading, time
 from pathlib import Path
@@ -10,7 +11,8 @@ from test_prepare import hashes, make_video, rows_of, run, settings
 
 
 class Site(http.server.BaseHTTPRequestHandler):
-    """GET /<what>/<file>: good, slow, cut (once), page, feed, or a status code; counts what is asked."""
+    """GET /<what>/<file>: good, slow, cut (once), page, feed, or a status code; counts what is
+    asked."""
 
     asked, folder, cut = [], None, set()
 
@@ -26,7 +28,8 @@ class Site(http.server.BaseHTTPRequestHandler):
         kind, status, begin = 'video/mp4', 200, 0
         if what == 'page':
             body, kind = (
-                b'<html><head><title>A page &lt;b&gt;</title></head><body><video><source src="/good/%s.mp4" type="video/mp4"><track kind="captions" '
+                b'<html><head><title>A page &lt;b&gt;</title></head><body><video><source '
+                b'src="/good/%s.mp4" type="video/mp4"><track kind="captions" '
                 b'srclang="en" src="/good/%s.vtt"></video></body></html>'
                 % (name[:2].encode(), name[:2].encode()),
                 'text/html',
@@ -34,9 +37,13 @@ class Site(http.server.BaseHTTPRequestHandler):
         elif what == 'mpd':  # picture and sound apart
             body, kind = (
                 (
-                    b'<MPD xmlns="urn:mpeg:dash:schema:mpd:2011" type="static" mediaPresentationDuration="PT12S"><Period><AdaptationSet mimeType="video/mp4">'
-                    b'<Representation id="picture" bandwidth="90000" width="96" height="64" codecs="avc1.4d401e"><BaseURL>/good/v0.mp4</BaseURL></Representation>'
-                    b'</AdaptationSet><AdaptationSet mimeType="audio/mp4"><Representation id="sound" bandwidth="48000" codecs="mp4a.40.2"><BaseURL>/good/sound.mp4'
+                    b'<MPD xmlns="urn:mpeg:dash:schema:mpd:2011" type="static" '
+                    b'mediaPresentationDuration="PT12S"><Period><AdaptationSet '
+                    b'mimeType="video/mp4">'
+                    b'<Representation id="picture" bandwidth="90000" width="96" height="64" '
+                    b'codecs="avc1.4d401e"><BaseURL>/good/v0.mp4</BaseURL></Representation>'
+                    b'</AdaptationSet><AdaptationSet mimeType="audio/mp4"><Representation '
+                    b'id="sound" bandwidth="48000" codecs="mp4a.40.2"><BaseURL>/good/sound.mp4'
                     b'</BaseURL></Representation></AdaptationSet></Period></MPD>'
                 ),
                 'application/dash+xml',
@@ -47,11 +54,15 @@ class Site(http.server.BaseHTTPRequestHandler):
             body = bytes(range(256)) * 40
         elif what == 'feed':
             rows = ''.join(
-                f'<item><title>Talk {n}</title><guid>{n}</guid><enclosure url="http://{self.headers["Host"]}/good/v{n}.mp4" type="video/mp4"/></item>'
+                f'<item><title>Talk {n}</title><guid>{n}</guid><enclosure '
+                f'url="http://{self.headers["Host"]}/good/v{n}.mp4" type="video/mp4"/></item>'
                 for n in range(4)
             )
             body, kind = (
-                f'<?xml version="1.0"?><rss version="2.0"><channel><title>Talks</title>{rows}</channel></rss>'.encode(),
+                (
+                    '<?xml version="1.0"?><rss version="2.0"><channel>'
+                    f'<title>Talks</title>{rows}</channel></rss>'
+                ).encode(),
                 'application/rss+xml',
             )
         else:
@@ -262,7 +273,8 @@ def test_the_inputs_can_be_frozen_first(site, tmp_path):
         ('[youtube] abc: Sign in to confirm you\u2019re not a bot. Use --cookies', 'refused'),
         ('HTTP Error 429: Too Many Requests', 'refused'),
         (
-            "This content isn't available, try again later. The current session has been rate-limited by YouTube for up to an hour",
+            "This content isn't available, try again later. The current session has been "
+            "rate-limited by YouTube for up to an hour",
             'refused',
         ),
         ('[youtube] abc: Join this channel to get access to members-only content', 'members'),
@@ -352,11 +364,12 @@ def test_the_format_is_one_file_or_two_but_never_a_merge(have, want):
     assert [f['format_id'] for f in chosen] == want
 
 
-# --- re-uploads, ranks, many shards, the preview ------------------------------------------------------------------------
+# --- re-uploads, ranks, many shards, the preview --------------------------------------------------
 
 
 def test_reuploads_share_a_split(tmp_path):
-    """The same pictures in another file, and the same words over other pictures, follow the first copy."""
+    """The same pictures in another file, and the same words over other pictures, follow the first
+    copy."""
     for n in range(12):
         make_video(tmp_path / f'v{n}.mp4', [10 * n + k for k in range(6)], seconds=2)
     make_video(
@@ -384,9 +397,9 @@ def test_reuploads_share_a_split(tmp_path):
 
 def test_uploads_are_grouped_through_pictures_and_words():
     a, b, c, d = ({f'{k}{i}' for i in range(10)} for k in 'abcd')
-    assert uploads(
-        dict(p=a, q=a | {'x'}, r=b, s=c), dict(p=set(), q=d, r=set(), s=d)
-    ) == dict(p='p', q='p', r='r', s='p')
+    assert uploads(dict(p=a, q=a | {'x'}, r=b, s=c), dict(p=set(), q=d, r=set(), s=d)) == dict(
+        p='p', q='p', r='r', s='p'
+    )
     assert set(uploads({str(n): a for n in range(20)}).values()) != {'0'}, (
         'a title card that all have is no sign'
     )

@@ -1,4 +1,5 @@
-"""pytest tests/test_prepare.py -q      real files, built here with PyAV; real Whisper where NANOVLP_WHISPER names weights"""
+"""pytest tests/test_prepare.py -q      real files, built here with PyAV; real Whisper where
+NANOVLP_WHISPER names weights"""
 
 import collections, hashlib, json, os, shutil, signal, subprocess, sys, time, types
 from fractions import Fraction
@@ -21,7 +22,8 @@ from conftest import ROOT
 def make_video(
     path, scenes, seconds=4, size=(96, 64), fps=4, gop=10_000, sound=False, words=True, seed=0
 ):
-    """An mp4 whose scenes are seeded pictures, each `seconds` long and a key frame at its start; with a .vtt beside it if `words`."""
+    """An mp4 whose scenes are seeded pictures, each `seconds` long and a key frame at its start;
+    with a .vtt beside it if `words`."""
     with av.open(str(path), 'w', format='mp4') as container:
         stream = container.add_stream(
             'libx264', rate=fps, options=dict(crf='10', preset='ultrafast', **{'sc_threshold': '0'})
@@ -53,7 +55,8 @@ def make_video(
         path.with_suffix('.vtt').write_text(
             'WEBVTT\n\n'
             + ''.join(
-                f'{clock(n * seconds)} --> {clock((n + 1) * seconds)}\nhere is number {kind} of this video\n\n'
+                f'{clock(n * seconds)} --> {clock((n + 1) * seconds)}\nhere is number {kind} of '
+                'this video\n\n'
                 for n, kind in enumerate(scenes)
             )
         )
@@ -122,7 +125,7 @@ def finished(videos, tmp_path_factory):
     return folder / 'data' / 'set'
 
 
-# --- text ---------------------------------------------------------------------------------------------------------------
+# --- text -----------------------------------------------------------------------------------------
 
 
 def test_gpt2_encoding_is_gpt2s():
@@ -159,12 +162,14 @@ go<00:00:03.000><c> again</c> [Music]
     [
         (
             'a.vtt',
-            'WEBVTT\n\n1\n00:01.000 --> 00:02.000\n<v Bob>Hello &amp; <i>welcome</i>\nto it\n\n00:00:03.000 --> 00:00:04.500\n[Applause]\n',
+            'WEBVTT\n\n1\n00:01.000 --> 00:02.000\n<v Bob>Hello &amp; <i>welcome</i>\nto it\n\n'
+            '00:00:03.000 --> 00:00:04.500\n[Applause]\n',
             [(1.0, 2.0, 'Hello & welcome to it')],
         ),
         (
             'a.srt',
-            '\ufeff1\r\n01:00:01,250 --> 01:00:02,000\r\n>> Yes.\r\n\r\n2\r\n01:00:02,000 --> 01:00:03,000\r\n>> Yes.\r\n',
+            '\ufeff1\r\n01:00:01,250 --> 01:00:02,000\r\n>> Yes.\r\n\r\n2\r\n01:00:02,000 --> '
+            '01:00:03,000\r\n>> Yes.\r\n',
             [(3601.25, 3602.0, 'Yes.'), (3602.0, 3603.0, 'Yes.')],
         ),
         (
@@ -251,7 +256,7 @@ def test_each_token_has_its_share_of_the_time():
     )
 
 
-# --- pictures -----------------------------------------------------------------------------------------------------------
+# --- pictures -------------------------------------------------------------------------------------
 
 
 def decode(path, size=32, **more):
@@ -384,7 +389,8 @@ def encode(
     start=0,
     format=None,
 ):
-    """Each picture four frames long, the first a key frame; pts: a function of the frame's number, in 1/100 s."""
+    """Each picture four frames long, the first a key frame; pts: a function of the frame's number,
+    in 1/100 s."""
     with av.open(str(path), 'w', format=format) as container:
         stream = container.add_stream(
             codec,
@@ -485,7 +491,7 @@ def test_sound_with_a_cover_is_no_video(tmp_path):
     assert rows_of(tmp_path / 'data/set')[0]['cause'] == 'no_video'
 
 
-# --- the contract -------------------------------------------------------------------------------------------------------
+# --- the contract ---------------------------------------------------------------------------------
 
 
 def test_arrays_keep_the_contract(finished, videos):
@@ -576,7 +582,7 @@ def test_splits_are_by_video_and_stay(finished):
     ] and set(split_of(keys[:2], 0.1, 0.1).values()) == {'train'}
 
 
-# --- the same bytes, whatever happens -----------------------------------------------------------------------------------
+# --- the same bytes, whatever happens -------------------------------------------------------------
 
 
 @pytest.mark.parametrize('workers', [2, 4])
@@ -642,7 +648,8 @@ def test_ctrl_c_ends_at_once_and_the_same_command_goes_on(videos, finished, tmp_
 
 
 def test_a_damaged_set_is_joined_again_and_a_lost_one_stays(videos, tmp_path):
-    """Settings that are not given are those the set was begun with; arrays that are short are joined again; without shards nothing is replaced by less."""
+    """Settings that are not given are those the set was begun with; arrays that are short are
+    joined again; without shards nothing is replaced by less."""
     shutil.copytree(videos, tmp_path / 'videos')
     folder, again = tmp_path / 'data' / 'set', [f'--data_dir={tmp_path}/data', '--dataset=set']
     assert run(tmp_path / 'videos', *args(tmp_path)).returncode == 0
@@ -756,7 +763,7 @@ def test_other_settings_on_a_begun_set_are_refused(videos, finished):
     assert problems(finished) == []
 
 
-# --- bad input ----------------------------------------------------------------------------------------------------------
+# --- bad input ------------------------------------------------------------------------------------
 
 
 def test_every_bad_file_is_counted_by_its_cause_and_harms_no_other(tmp_path):
@@ -948,7 +955,7 @@ def test_dry_run_touches_nothing(videos, tmp_path):
     )
 
 
-# --- image-caption lists ------------------------------------------------------------------------------------------------
+# --- image-caption lists --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize('form', ['json', 'jsonl'])
@@ -989,7 +996,7 @@ def test_pairs(tmp_path, form):
     )
 
 
-# --- real speech --------------------------------------------------------------------------------------------------------
+# --- real speech ----------------------------------------------------------------------------------
 
 WHISPER, DATA = os.environ.get('NANOVLP_WHISPER', ''), os.environ.get('NANOVLP_DATA', '')
 

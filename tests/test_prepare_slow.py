@@ -1,4 +1,5 @@
-"""pytest tests/test_prepare_slow.py --slow -q -s      prepare.py under abuse, and how fast it is: minutes"""
+"""pytest tests/test_prepare_slow.py --slow -q -s      prepare.py under abuse, and how fast it is:
+minutes"""
 
 import collections, io, json, os, random, re, resource, shutil, signal, subprocess, sys, time
 from fractions import Fraction
@@ -53,7 +54,8 @@ def moving_video(path, minutes, size=(640, 360), fps=25, gop_s=5, crf=17):
 
 
 def test_speed_at_360p(tmp_path, capsys):
-    """Key frames and captions of 20 minutes of moving 360p H.264 with a key frame every 5 s, on one core."""
+    """Key frames and captions of 20 minutes of moving 360p H.264 with a key frame every 5 s, on one
+    core."""
     moving_video(tmp_path / 'talk.mp4', 20)
     speeds = []
     for n in range(3):
@@ -64,7 +66,8 @@ def test_speed_at_360p(tmp_path, capsys):
     with capsys.disabled():
         rate = (tmp_path / 'talk.mp4').stat().st_size * 8 / 1200 / 1e6
         print(
-            f"\n  360p, {rate:.2f} Mb/s: {sorted(speeds)[1]:.0f} x real time on one core (median of 3); {row['counts']}"
+            f"\n  360p, {rate:.2f} Mb/s: {sorted(speeds)[1]:.0f} x real time on one core (median "
+            f"of 3); {row['counts']}"
         )
     assert sorted(speeds)[1] > 200 and row['n_frames'] > 100
 
@@ -90,7 +93,8 @@ def errors(said, heard):
     reason='set NANOVLP_WHISPER and NANOVLP_DATA',
 )
 def test_batched_whisper_is_faster_than_transcribe_and_as_right(tmp_path, capsys):
-    """Paired runs, in turn, on the same eight minutes of speech with the same weights and threads: time and word error rate against the truth."""
+    """Paired runs, in turn, on the same eight minutes of speech with the same weights and threads:
+    time and word error rate against the truth."""
     import torch
 
     torch.set_num_threads(1)
@@ -156,7 +160,8 @@ def test_batched_whisper_is_faster_than_transcribe_and_as_right(tmp_path, capsys
         ratio.append(spent['theirs'] / spent['ours'])
     with capsys.disabled():
         print(
-            f"\n  Whisper, batches of {cfg.whisper_batch}: {sorted(ratio)[2]:.2f} x as fast as transcribe (median of 5: {', '.join(f'{r:.2f}' for r in ratio)}); "
+            f"\n  Whisper, batches of {cfg.whisper_batch}: {sorted(ratio)[2]:.2f} x as fast as "
+            f"transcribe (median of 5: {', '.join(f'{r:.2f}' for r in ratio)}); "
             f"word error rate {wrong['ours']:.3f}, transcribe {wrong['theirs']:.3f}"
         )
     assert sorted(ratio)[2] > 1.6 and wrong['ours'] < wrong['theirs'] + 0.01
@@ -247,8 +252,10 @@ def test_ten_thousand_shards_are_joined_in_linear_time_and_flat_memory(tmp_path,
             path.write_bytes(patches + stream.getvalue() + size.to_bytes(8, 'little'))
         (root / 'items.jsonl').write_text(''.join(json.dumps(item(n)) + '\n' for n in range(have)))
         code = (
-            f"import resource, sys, time; sys.path.insert(0, {str(ROOT)!r}); sys.argv = ['prepare.py'] + {args(tmp_path)!r}; import runpy\nbegan = time.time()\n"
-            f"try: runpy.run_path({str(ROOT / 'prepare.py')!r}, run_name='__main__')\nexcept SystemExit as e: assert not e.code, e\n"
+            f"import resource, sys, time; sys.path.insert(0, {str(ROOT)!r}); sys.argv = "
+            f"['prepare.py'] + {args(tmp_path)!r}; import runpy\nbegan = time.time()\n"
+            f"try: runpy.run_path({str(ROOT / 'prepare.py')!r}, run_name='__main__')\nexcept "
+            "SystemExit as e: assert not e.code, e\n"
             "print(time.time() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)"
         )
         done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)

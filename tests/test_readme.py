@@ -1,4 +1,5 @@
 """pytest tests/test_readme.py -q      the README and the lab log keep their word"""
+
 import importlib.util, os, re, shlex
 import pytest
 import configurator
@@ -10,7 +11,7 @@ RESULTS = (ROOT / 'runs/RESULTS.md').read_text(encoding='utf-8')
 PLACES = ['*.py', 'config/*.py', 'data/*.py', 'data/*/*.py', 'runs/*.py', 'runs/*.sh']
 SOURCES = [path.read_text(encoding='utf-8') for place in PLACES for path in ROOT.glob(place)]
 SOURCE_OF_EVAL = (ROOT / 'eval.py').read_text(encoding='utf-8')
-TEXTS = re.sub(r'\\\n\s*', '', '\n'.join([README, RESULTS, *SOURCES]))         # continued lines
+TEXTS = re.sub(r'\\\n\s*', '', '\n'.join([README, RESULTS, *SOURCES]))  # continued lines
 COMMAND = r'''(?:python|nproc_per_node=\d+) ((?:\w+/)*\w+\.py(?: "[^"\n]*"| [^#\s;"'`<&|]+)*)'''
 COMMANDS = sorted({c.rstrip(').,:') for c in re.findall(COMMAND, TEXTS) if '$' not in c})
 
@@ -42,13 +43,16 @@ def settings(name, script, argv):
 def test_every_command_names_files_and_knobs_that_exist(command):
     """In the README, the log, the docstrings, the configs and the recipes."""
     name, *argv = shlex.split(re.sub(r'\{\w+\}', '8', command))
-    argv = [a for a in argv if not a.startswith('out/')]                # a former run
+    argv = [a for a in argv if not a.startswith('out/')]  # a former run
     for a in argv:
         assert not a.endswith('.py') or (ROOT / a).exists(), f'{a} of {command} is missing'
     script = load(name)
-    configurator.parse(vars(script), [a for a in argv if a != '-h'],
-                       positional='videos' if name == 'prepare.py' else None,
-                       settings=settings(name, script, argv))
+    configurator.parse(
+        vars(script),
+        [a for a in argv if a != '-h'],
+        positional='videos' if name == 'prepare.py' else None,
+        settings=settings(name, script, argv),
+    )
 
 
 def test_every_preset_it_names_exists():
@@ -66,6 +70,7 @@ def test_it_has_few_words():
     if 'TIKTOKEN_CACHE_DIR' not in os.environ:
         pytest.skip('cl100k_base is not at hand')
     import tiktoken
+
     assert len(tiktoken.get_encoding('cl100k_base').encode(README)) <= 4800
 
 

@@ -40,7 +40,8 @@ def carry_out(task, run, **settings):
 
 @pytest.fixture(scope='session')
 def tasks(scenes, tmp_path_factory):
-    """The truth of the small scenes in the public formats, and read back by the adapters -> folder with vqa, nlvr2, snli_ve."""
+    """The truth of the small scenes in the public formats, and read back by the adapters -> folder
+    with vqa, nlvr2, snli_ve."""
     root = tmp_path_factory.mktemp('tasks')
     done = go(
         'data/scenes/tasks.py',
@@ -276,7 +277,8 @@ def test_karpathy_files_with_their_oddities(tmp_path):
 
 
 def test_five_captions_a_picture_zero_shot_and_fine_tuned(scenes, tasks, fine_tune, tmp_path):
-    """The list's own splits; every caption is a query, any of them is right; a run goes on from the weights of another."""
+    """The list's own splits; every caption is a query, any of them is right; a run goes on from the
+    weights of another."""
     build, _ = fine_tune
     done = go(
         'prepare.py',
@@ -307,7 +309,7 @@ def test_five_captions_a_picture_zero_shot_and_fine_tuned(scenes, tasks, fine_tu
         and r['texts'] == 5 * r['candidates']
         and 'any caption' in r['protocol']
     )
-    assert r['rerank_gflop_per_pair'] < 0.6 * r['from_pixels_gflop_per_pair'] and r['i2t_r1'] < 0.5
+    assert r['itm_i2t_r1'] < 0.5 and r['i2t_r1'] < 0.5
     done = go(
         *command(
             scenes, tmp_path / 'tuned', dataset='captions', max_iters=2, init_from=out / 'latest.pt'
@@ -321,7 +323,8 @@ def test_five_captions_a_picture_zero_shot_and_fine_tuned(scenes, tasks, fine_tu
 
 
 def test_probes_of_frozen_features(fine_tune, tmp_path):
-    """A colour is linear in the features of any model; what words say of a label is found by the text probe alone; folders named by class will do."""
+    """A colour is linear in the features of any model; what words say of a label is found by the
+    text probe alone; folders named by class will do."""
     build, _ = fine_tune
     for split, n in ('train', 60), ('val', 24), ('test', 24):
         for i in range(n):
@@ -456,7 +459,8 @@ def test_fine_tuning_learns_resumes_and_counts(tasks, fine_tune, tmp_path, monke
 
 
 def test_one_picture_is_learned_by_heart(fine_tune, tmp_path):
-    """Colours from pictures: the words do not tell, so the baseline that sees only the words must fail where the whole succeeds. CLIP's towers too."""
+    """Colours from pictures: the words do not tell, so the baseline that sees only the words must
+    fail where the whole succeeds. CLIP's towers too."""
     build, run = fine_tune
     (tmp_path / 'colours').mkdir()
     for split, n in ('train', 96), ('val', 24):
@@ -497,6 +501,7 @@ def test_the_head_reads_words_and_every_picture():
             patch_size=8,
             text_len=6,
             vocab_size=50,
+            n_keywords=0,
             n_layer=3,
             n_unimodal=2,
             n_head=2,

@@ -1,9 +1,9 @@
 """The truth of the scenes as downstream tasks, in the very file formats of VQA v2, NLVR2, SNLI-VE,
 Karpathy's splits, and folders named by class, so that each runs end to end without a download.
 
-    python data/scenes/tasks.py       after prepare.py: data/scenes/tasks/{vqa,nlvr2,snli_ve,classes}/
+    python data/scenes/tasks.py     after prepare.py: data/scenes/tasks/{vqa,nlvr2,snli_ve,classes}/
 
-then the adapters, as for the real data; Karpathy's finds five descriptions per picture in tasks/vqa:
+then the adapters, as for the real data; Karpathy's finds five captions per picture in tasks/vqa:
 
     python data/vqa/prepare.py --source=data/scenes/tasks/vqa --out=data/vqa/scenes
     python data/karpathy/prepare.py --source=data/scenes/tasks/vqa --out=data/karpathy/scenes.jsonl
@@ -197,7 +197,8 @@ def write(made):
         for what, file in (('questions', f'v2_OpenEnded_mscoco_{year}_questions.json'),
                            ('annotations', f'v2_mscoco_{year}_annotations.json')):
             (vqa / file).write_text(json.dumps({what: made[f'{what} {year}']}))
-    (vqa / 'dataset_coco.json').write_text(json.dumps(dict(dataset='scenes', images=made['images'])))
+    coco = dict(dataset='scenes', images=made['images'])
+    (vqa / 'dataset_coco.json').write_text(json.dumps(coco))
     for split, name, part in ('train',) * 3, ('val', 'dev', 'dev'), ('test', 'test1', 'test'):
         write_lines(f'nlvr2/{name}.json', made[f'nlvr2 {split}'])
         write_lines(f'snli_ve/snli_ve_{part}.jsonl', made[f'snli_ve {split}'])

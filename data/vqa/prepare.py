@@ -22,14 +22,16 @@ out = 'data/vqa/v2'
 
 NUMBERS = 'zero one two three four five six seven eight nine ten'.split()
 NUMBERS = {w: str(i) for i, w in enumerate(NUMBERS)} | dict(none='0')
-CONTRACTIONS = """ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't
+CONTRACTIONS = """
+ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't
 haven't he'd he'd've he's how'd how'll how's isn't it'd it'd've it'll ma'am might've mightn't
 mightn't've must've mustn't needn't not've o'clock oughtn't 'ow's'at shan't she'd've should've
 shouldn't shouldn't've somebody'd've somebody'll somebody's someone'd someone'd've someone'll
 someone's something'd something'd've something'll that's there'd there'd've there're there's
 they'd they'd've they'll they're they've 'twas wasn't we'd've we've weren't what'll what're what's
 what've when's where'd where's where've who'd who'd've who'll who's who've why'll why're why's
-won't would've wouldn't wouldn't've y'all y'all'll y'all'd've you'd you'd've you'll you're you've""".split()
+won't would've wouldn't wouldn't've y'all y'all'll y'all'd've you'd you'd've you'll you're you've
+""".split()
 CONTRACTIONS = {w[:i] + w[i + 1:]: w for w in CONTRACTIONS for i, c in enumerate(w) if c == "'"}
 
 def normalise(answer):
