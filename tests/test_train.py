@@ -19,6 +19,7 @@ from data.arrays import (
 )
 from data.tokens import build_keywords, build_vocab, gpt2_encoding
 from model import VLConfig
+from runs.muon import Muon, orthogonal
 
 DEFAULTS = {k: getattr(train, k) for k in knobs(vars(train))}
 TINY = dict(
@@ -344,7 +345,7 @@ def test_muon_steps_like_torchs(knob):
     ]
     theirs = [torch.nn.Parameter(p.detach().clone()) for p in ours]
     a, b = (
-        train.Muon(ours, 1e-2, 0.05),
+        Muon(ours, 1e-2, 0.05),
         torch.optim.Muon(theirs, lr=1e-2, weight_decay=0.05, adjust_lr_fn='match_rms_adamw'),
     )
     for _ in range(4):
@@ -354,7 +355,7 @@ def test_muon_steps_like_torchs(knob):
         a.step(), b.step()
     for p, q in zip(ours, theirs):
         assert (p - q).norm() < 2e-4 * q.norm(), 'but for the rounding of bfloat16'
-    singular = torch.linalg.svdvals(train.orthogonal(torch.randn(3, 20, 50)))
+    singular = torch.linalg.svdvals(orthogonal(torch.randn(3, 20, 50)))
     assert 0.6 < singular.min() and singular.max() < 1.3
 
 
@@ -870,7 +871,7 @@ def test_a_full_disk_costs_lines_of_the_log_not_the_run(
 
     monkeypatch.setattr('runs.log.open', full, raising=False)
     log = run(knob, scenes, out, max_iters=8)
-    assert log == [line for line in former if line['iter'] < 4]
+    assert log == former, 'whole, or as it was'
     assert capsys.readouterr().out.count('No space left on device); the run goes on without') == 1
     assert torch.load(out / 'latest.pt', weights_only=True)['iter_num'] == 8
 
