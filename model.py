@@ -135,9 +135,9 @@ class VLConfig:
         require(not self.any('paints') or round(self.n_patches * self.keep_lo) < self.n_patches,
                 f'keep_lo={self.keep_lo} of {self.n_patches} patches leaves nothing to paint')
         require(0 <= self.distill < 1, f'distill={self.distill} must be a share below 1')
-        require(0 <= self.teacher_momentum <= 1,
-                f'teacher_momentum={self.teacher_momentum} must be from 0 to 1')
-        require(self.queue_size >= 0, f'queue_size={self.queue_size} must be 0 or more')
+        for name in 'teacher_momentum', 'queue_size':
+            require(getattr(self, name) >= 0, f'{name}={getattr(self, name)} must be 0 or more')
+        require(self.teacher_momentum <= 1, 'teacher_momentum must be at most 1')
         require(self.image_size % self.patch_size == 0,
                 f'image_size={self.image_size} is not a multiple of patch_size={self.patch_size}')
         require(self.n_embd % self.n_head == 0,
@@ -149,16 +149,18 @@ class VLConfig:
         require(any(map(self.has, OBJECTIVES)),
                 f'no objective has a weight and a part of {self.parts} to work on')
         if self.n_unimodal == self.n_layer:
-            joint = [p for p in self.plan if PARTS[p].pairs and p != 'clean']
-            joint += ['itm'] if self.itm else []
-            require(not joint, f'n_unimodal=n_layer leaves no joint layers, which {joint} need')
+            joint = [p for p in self.plan
+                     if PARTS[p].pairs and (PARTS[p].writes or PARTS[p].paints)]
+            require(not joint and not self.itm, 'n_unimodal=n_layer leaves no joint layers, which '
+                    f"{' '.join(joint) or 'itm'} needs")
         else:
             require(any(map(self.has, ('mlm', 'mim', 'itm'))), 'nothing uses the joint layers: '
                     'set n_unimodal=n_layer, or turn on mlm, mim or itm')
         require(self.n_unimodal > 0 or not self.psl,
                 'psl looks at pictures alone: n_unimodal must be 1 or more')
-        require(self.mlm or 'joint' not in self.plan,
-                'the part joint masks words for mlm: give it a weight, or take xmm_image')
+        for p in self.plan:
+            require(self.mlm or not (PARTS[p].writes and PARTS[p].paints),
+                    f'the part {p} masks words for mlm: give it a weight, or take xmm_image')
         require(self.psl_variant != 'simla' or not self.has('psl') or self.has('itc'),
                 "psl_variant='simla' needs itc")
 
@@ -199,10 +201,11 @@ def read_plan(parts):
 def plan_positions(parts, B):
     """{part: its positions in a batch}: by position modulo the cycle, parts evenly interleaved."""
     plan = read_plan(parts)
-    places = [((j + .5) / n, i, name)
-              for i, (name, n) in enumerate(plan.items()) for j in range(n)]
-    cycle = [name for _, _, name in sorted(places)]
-    rows = {name: [i for i in range(B) if cycle[i % len(cycle)] == name] for name in PARTS}
+    cycle = sorted(((j + .5) / n, i, name)
+                   for i, (name, n) in enumerate(plan.items()) for j in range(n))
+    rows = {name: [] for name in PARTS}
+    for i in range(B):
+        rows[cycle[i % len(cycle)][2]].append(i)
     return {name: positions for name, positions in rows.items() if positions}
 
 @functools.lru_cache
@@ -725,17 +728,17 @@ class VLModel(nn.Module):
     def mlm_loss(self, text, masked, soft):
         """Masked language modelling (BERT, 1810.04805). text[part] (n, 1 + T, D), masked[part]
         Words, soft[part] (n, S, V) the teacher's distribution (ALBEF) -> {mlm, mlm/part}."""
-        states = [take(text[p][:, 1:], masked[p][1]).flatten(0, 1) for p in masked]
+        states = [take(text[p][:, 1:], w.slots).flatten(0, 1) for p, w in masked.items()]
         logits = self.word_logits(torch.cat(states)).float()           # (all slots, V)
-        targets = torch.cat([targets.flatten() for _, _, _, targets in masked.values()])
+        targets = torch.cat([w.targets.flatten() for w in masked.values()])
         error = F.cross_entropy(logits, targets, reduction='none')
         if soft:
             soft = torch.cat([soft[p].flatten(0, 1) for p in masked]).float()
             softly = F.cross_entropy(logits, soft, reduction='none')
             error = (1 - self.alpha) * error + self.alpha * softly
-        used = [used for _, _, used, _ in masked.values()]             # (n, S) each
-        pieces = error.split([u.numel() for u in used])
-        return by_part('mlm', {p: (e.view_as(u), u) for p, e, u in zip(masked, pieces, used)})
+        pieces = error.split([w.used.numel() for w in masked.values()])
+        return by_part('mlm', {p: (piece.view_as(w.used), w.used)
+                               for (p, w), piece in zip(masked.items(), pieces)})
 
     @torch.no_grad()
     def soft_words(self, s, taught):

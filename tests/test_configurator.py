@@ -270,4 +270,4 @@ def test_a_dataclass_joins_the_scripts_knobs(tmp_path, monkeypatch, capsys):
     with pytest.raises(AssertionError, match='declared twice'):
         configure(script(), Twice, argv=[])
     help_text = describe(namespace, [Model])
-    assert '    width: int = 8  # how wide' in help_text and '# Model' in help_text
+    assert '    width: int = 8  # how wide' in help_text and 'configurator.Model' in help_text

@@ -20,6 +20,7 @@ from model import (
     Part,
     VLConfig,
     VLModel,
+    Words,
     choose_words,
     masked_mean,
     part_rows,
@@ -959,11 +960,15 @@ def test_distillation_is_over_the_vocabulary():
     )
     log_p = m.word_logits(text['xmm_text'][:, 1:6]).log_softmax(-1)
     soft = torch.rand(3, 5, V).softmax(-1)
-    loss = m.mlm_loss(text, {'xmm_text': (None, slots, used, targets)}, {'xmm_text': soft})['mlm']
+    loss = m.mlm_loss(text, {'xmm_text': Words(None, slots, used, targets)}, {'xmm_text': soft})[
+        'mlm'
+    ]
     assert torch.allclose(loss, -(soft * log_p).sum(-1).mean(), atol=1e-5)
     m.alpha.fill_(0.0)
     assert torch.allclose(
-        m.mlm_loss(text, {'xmm_text': (None, slots, used, targets)}, {'xmm_text': soft})['mlm'],
+        m.mlm_loss(text, {'xmm_text': Words(None, slots, used, targets)}, {'xmm_text': soft})[
+            'mlm'
+        ],
         -log_p.gather(2, targets[..., None]).mean(),
         atol=1e-5,
     )
