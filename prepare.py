@@ -410,11 +410,29 @@ def finished(root):
             return {}, keys
     return meta, keys
 
+class Hashed:
+    """A file that is written from its start to its end, and its sha256 on the way."""
+    def __init__(self, path):
+        self.file = open(path, 'wb')
+        self.digest = hashlib.sha256()
+
+    def write(self, data):
+        data = memoryview(data).cast('B')
+        self.file.write(data)
+        self.digest.update(data)
+
+    def close(self):
+        size = self.file.tell()
+        self.file.flush()
+        os.fsync(self.file.fileno())
+        self.file.close()
+        return dict(sha256=self.digest.hexdigest(), bytes=size)
+
 def write_split(root, name, keys, rows, meta):
     """The shards of one split, end to end, to NAME_*.part; adds to meta -> sums of the pixels and
     of their squares (2, 3), as Python's integers: exact."""
     kinds = 'patches.bin', 'tokens.bin', 'times.bin', 'frames.npy', 'videos.npy'
-    out = {kind: open(root / f'{name}_{kind}.part', 'w+b') for kind in kinds}
+    out = {kind: Hashed(root / f'{name}_{kind}.part') for kind in kinds}
     n = sum(rows[key]['n_frames'] for key in keys)
     header = dict(descr=FRAME.descr, fortran_order=False, shape=(n,))
     np.lib.format.write_array_header_1_0(out['frames.npy'], header)
@@ -439,13 +457,7 @@ def write_split(root, name, keys, rows, meta):
         pixels = pixels + index['pixels']
     np.save(out['videos.npy'], records)
     meta['counts'][name] = dict(videos=len(keys), frames=f, tokens=t)
-    for kind, file in out.items():
-        with file:
-            file.flush()
-            os.fsync(file.fileno())
-            file.seek(0)
-            digest = hashlib.file_digest(file, 'sha256').hexdigest()
-            meta['arrays'][f'{name}_{kind}'] = dict(sha256=digest, bytes=file.tell())
+    meta['arrays'] |= {f'{name}_{kind}': file.close() for kind, file in out.items()}
     return pixels
 
 def statistics(pixels, n):

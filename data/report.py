@@ -27,8 +27,8 @@ def write_preview(root, n=24):
     """root/preview.html: n random frames with the words around them, and what became of each
     video. One static page; nothing in it is trusted: the template escapes."""
     import jinja2
-    rows = read_rows(root / 'videos.jsonl')
     counts = read_meta(root)['counts']
+    rows = read_rows(root / 'videos.jsonl')
     every = sum(c['frames'] for c in counts.values())
     rng = np.random.default_rng(0)
     cards = []

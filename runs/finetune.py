@@ -214,6 +214,33 @@ def tell(found, path):
     print(f'wrote {path}')
     return found
 
+def go_on(net, optimizers, made_of, out):
+    """A run that was begun goes on, if it is the same -> where it is."""
+    if not (out / 'latest.pt').exists():
+        return dict(epoch=0, best=-1., best_epoch=0)
+    dev = net.model.pixel_mean.device
+    was = torch.load(out / 'latest.pt', map_location=dev, weights_only=True)
+    if differs := [name for name, v in made_of.items() if was['made_of'].get(name) != v]:
+        sys.exit(f"error: {out} was begun with other {', '.join(differs)}; "
+                 'remove it, or take another --seed')
+    net.load_state_dict(was['net'])
+    for optimizer, state in zip(optimizers, was['optimizers']):
+        optimizer.load_state_dict(state)
+    return was['at']
+
+def judge_all(net, rows, labels, out, k):
+    """-> {split: score, beside the commonest answer}; predictions_<split>.jsonl."""
+    found = {}
+    for split in [s for s in rows if s != 'train']:
+        some = rows[split]
+        chosen, found[split] = judge(net, some, labels, k.batch_size)
+        found[f'{split}_commonest'] = mean_worth(some, labels[:1] * len(some))
+        found[f'{split}_examples'] = len(some)
+        told = [dict(id=row.get('id', i), answer=chosen[i]) for i, row in enumerate(some)]
+        lines = [json.dumps(line) + '\n' for line in told]
+        (out / f'predictions_{split}.jsonl').write_text(''.join(lines), encoding='utf-8')
+    return found
+
 def main(model, k):
     """Fine-tune, keep the epoch that is best on val, judge it once on test -> {name: number}."""
     at_least(vars(k), epochs=1, n_labels=2, learning_rate=1e-12)
@@ -227,25 +254,14 @@ def main(model, k):
     net = Classifier(wide, len(rows['train'][0]['images']), len(labels), k.only).to(dev)
     optimizers = make_optimizers(net, k)
 
-    # a run that was begun goes on, if it is the same
     name = ['finetune', *folder.resolve().parts[1:][-2:], k.only, str(k.seed)]
     out = Path(k.run, '-'.join(filter(None, name)))
     out.mkdir(exist_ok=True)
-    made_of = {name: vars(k)[name] for name in ('weights', 'epochs', 'learning_rate',
-                                                'layer_decay', 'batch_size', 'dtype')}
     digest = hashlib.sha256(json.dumps(rows, default=str).encode()).hexdigest()
-    made_of |= dict(examples=digest, labels=labels)
-    at = dict(epoch=0, best=-1., best_epoch=0)
-    if (out / 'latest.pt').exists():
-        was = torch.load(out / 'latest.pt', map_location=dev, weights_only=True)
-        if differs := [name for name, v in made_of.items() if was['made_of'].get(name) != v]:
-            sys.exit(f"error: {out} was begun with other {', '.join(differs)}; "
-                     'remove it, or take another --seed')
-        net.load_state_dict(was['net'])
-        for optimizer, state in zip(optimizers, was['optimizers']):
-            optimizer.load_state_dict(state)
-        at = was['at']
-
+    made_of = dict(examples=digest, labels=labels)
+    for name in 'weights', 'epochs', 'learning_rate', 'layer_decay', 'batch_size', 'dtype':
+        made_of[name] = vars(k)[name]
+    at = go_on(net, optimizers, made_of, out)
     while at['epoch'] < k.epochs and at['epoch'] - at['best_epoch'] < PATIENCE:
         loss = learn(net, optimizers, rows['train'], labels, at['epoch'], k)
         value = judge(net, rows['val'], labels, k.batch_size)[1]
@@ -260,12 +276,4 @@ def main(model, k):
     net.load_state_dict(torch.load(out / 'best.pt', map_location=dev, weights_only=True)['net'])
     found = dict(task=out.name, only=k.only or 'words and pictures', seed=k.seed,
                  labels=len(labels), best_epoch=at['best_epoch'], train_examples=len(rows['train']))
-    for split in [s for s in rows if s != 'train']:
-        some = rows[split]
-        chosen, found[split] = judge(net, some, labels, k.batch_size)
-        found[f'{split}_commonest'] = mean_worth(some, labels[:1] * len(some))
-        found[f'{split}_examples'] = len(some)
-        told = [dict(id=row.get('id', i), answer=chosen[i]) for i, row in enumerate(some)]
-        lines = [json.dumps(line) + '\n' for line in told]
-        (out / f'predictions_{split}.jsonl').write_text(''.join(lines), encoding='utf-8')
-    return tell(found, out / 'result.json')
+    return tell(found | judge_all(net, rows, labels, out, k), out / 'result.json')

@@ -196,8 +196,7 @@ def open_stream(container, k):
 def make_video(k, n):
     """Video n: NAME.mp4, NAME.vtt and truth/NAME.json. k: the knobs, for it is another process."""
     import av
-    name = f'scenes_{n:04d}'
-    video = Path(k.out, f'{name}.mp4')
+    video = Path(k.out, f'scenes_{n:04d}.mp4')
     if video.exists():
         return
     rng = np.random.default_rng([k.seed, n])
@@ -227,7 +226,7 @@ def make_video(k, n):
         container.mux(stream.encode())
     video.with_suffix('.vtt').write_text(''.join(captions))
     truth = dict(video=video.name, size=k.size, duration=t, palette=COLOURS, scenes=scenes)
-    Path(k.out, 'truth', f'{name}.json').write_text(json.dumps(truth))
+    Path(k.out, 'truth', f'{video.stem}.json').write_text(json.dumps(truth))
     os.replace(f'{video}.part', video)               # last: it is there = the others are
 
 def caption(start, end, words):
