@@ -12,7 +12,7 @@ step joins the shards. Ctrl-C or a crash loses at most the videos in flight: run
 again. The arrays are the same, byte for byte, with any number of workers. Inputs given later are
 added to the set.
 """
-import collections, contextlib, hashlib, io, json, math, multiprocessing, os
+import collections, contextlib, io, json, math, multiprocessing, os
 import shutil, signal, sys, threading, time, types
 import concurrent.futures as futures
 from pathlib import Path
@@ -24,6 +24,8 @@ from configurator import at_least, configure
 from data.arrays import CAPTIONS, FORMAT, patchify
 from data.check import problems
 from data.report import estimate, table, write_preview
+from data.shards import (Hashed, read_shard, sha256, shard_path, take_down, whole,
+                         write_lines)
 from data.sources import PASSING, Bad, check_javascript, fetch, find_items, read_rows
 from data.splits import marks, split_of, uploads
 from data.tokens import EOT, TOKENIZER_SHA256
@@ -87,43 +89,7 @@ VIDEO_TRUNCATED = 2              # videos.flags, beside CAPTIONS
 VIDEO_STATIC = 4
 
 # ----------------------------------------------------------------------------------------------
-# one item -> one shard: the patch rows as they come, then an .npz of everything else (the index),
-# then the rows' length in bytes (8)
-
-def sha256(key):
-    return hashlib.sha256(key.encode()).hexdigest()
-
-def shard_path(root, key, ending='.shard'):
-    name = sha256(key)[:40]                        # never from a title or an id
-    return root / name[:2] / (name + ending)
-
-def read_shard(path):
-    """-> (index {tokens, times, frames, hashes, pixels, row}, bytes of patch rows before it)."""
-    with open(path, 'rb') as f:
-        f.seek(-8, os.SEEK_END)
-        size = int.from_bytes(f.read(8), 'little')
-        f.seek(size)
-        with np.load(io.BytesIO(f.read()[:-8]), allow_pickle=False) as z:
-            index = dict(z)
-    return index | dict(row=json.loads(index['row'].tobytes())), size
-
-@contextlib.contextmanager
-def whole(path):
-    """A file to write, which appears at path whole or not at all."""
-    part = Path(f'{path}.part{os.getpid()}')
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with open(part, 'wb') as f:
-            yield f
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-
-def write_lines(path, lines):
-    with whole(path) as f:
-        f.writelines(f'{line}\n'.encode() for line in lines)
+# one item -> one shard
 
 def set_alarm(seconds):
     """A hang ends this process after so long, even inside a C library; 0: no more."""
@@ -410,24 +376,6 @@ def finished(root):
             return {}, keys
     return meta, keys
 
-class Hashed:
-    """A file that is written from its start to its end, and its sha256 on the way."""
-    def __init__(self, path):
-        self.file = open(path, 'wb')
-        self.digest = hashlib.sha256()
-
-    def write(self, data):
-        data = memoryview(data).cast('B')
-        self.file.write(data)
-        self.digest.update(data)
-
-    def close(self):
-        size = self.file.tell()
-        self.file.flush()
-        os.fsync(self.file.fileno())
-        self.file.close()
-        return dict(sha256=self.digest.hexdigest(), bytes=size)
-
 def write_split(root, name, keys, rows, meta):
     """The shards of one split, end to end, to NAME_*.part; adds to meta -> sums of the pixels and
     of their squares (2, 3), as Python's integers: exact."""
@@ -563,23 +511,6 @@ def begin(root, old, cfg):
                  'Take another --dataset, or --overwrite')
     if not old:
         write_lines(root / 'shards' / 'config.json', [json.dumps(now)])
-
-def take_down(root, items, names):
-    """--exclude: shards, words and media of these go, the keys are remembered -> what stays."""
-    memory = root / 'excluded.txt'
-    gone = memory.read_text().splitlines() if memory.exists() else []
-    for name in names:
-        listed = name.endswith('.txt')
-        gone += Path(name).read_text(errors='replace').splitlines() if listed else [name]
-    gone = {line.strip() for line in gone} - {''}
-    for i in items:
-        if gone & {i['key'], i['key'].split(':', 1)[1], i['url'], i['source']}:
-            gone.add(i['key'])                     # it stays out under any name
-            for path in root.glob(f"*/*/{shard_path(root, i['key'], '').name}*"):
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-    if gone:
-        write_lines(memory, sorted(gone))
-    return [i for i in items if i['key'] not in gone]
 
 def to_do(items, cfg):
     """-> the items for this rank: files, the longest first, then what is on the network, which one

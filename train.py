@@ -394,6 +394,9 @@ class Stop:
         dist.all_reduce(told)
         return bool(told)
 
+def frames_in(sets):
+    return sum(len(data.usable) for data in sets)
+
 def announce(model, sets, val_sets, dev, precision):
     """What is about to happen -> number of steps, counted GFLOP per pair or None."""
     c, steps, gflop = model.config, max_iters, None
@@ -402,8 +405,8 @@ def announce(model, sets, val_sets, dev, precision):
     if tflop_budget:
         steps = round(tflop_budget * 1e3 / gflop / pairs_per_step())
         say(f'{tflop_budget:g} TFLOP at {gflop:.2f} GFLOP per pair: {steps} steps')
-    n = sum(len(data.usable) for data in sets)
-    held_out = f'{sum(len(data.usable) for data in val_sets)} frames for validation'
+    n = frames_in(sets)
+    held_out = f'{frames_in(val_sets)} frames for validation'
     if not val_sets:
         held_out = 'no validation set (too few videos?), so best.pt is not kept'
     say(f'{dataset}: {n} training frames with words, vocabulary {c.vocab_size}, {held_out}')

@@ -1,7 +1,9 @@
 """Which video goes to which split: by a hash of its key; re-uploads together."""
-import collections, hashlib
+import collections
 
 import numpy as np
+
+from data.shards import sha256
 
 def split_of(keys, val_share, test_share):
     """{key: split} by a hash of each key: nobody moves when a video is added, but from val and test
@@ -9,7 +11,7 @@ def split_of(keys, val_share, test_share):
     video each, but never its last."""
     place = {}
     for key in sorted(keys):
-        place[key] = int(hashlib.sha256(key.encode()).hexdigest()[:8], 16) / 2 ** 32
+        place[key] = int(sha256(key)[:8], 16) / 2 ** 32
     split = dict.fromkeys(place, 'train')
     split |= {key: 'val' for key, u in place.items() if u < test_share + val_share}
     split |= {key: 'test' for key, u in place.items() if u < test_share}

@@ -799,7 +799,7 @@ def test_two_biases_of_three_and_both_kinds_of_layer_scale_are_folded(tmp_path):
         state[f'blocks.{i}.attn.v_bias'] = bias[2 * D :]
         state[f'blocks.{i}.attn.k_bias'] = torch.zeros(D)
         del state[f'blocks.{i}.attn.qkv.bias']
-        for k, last in enumerate(('attn.proj', 'mlp.fc2'), 1):
+        for k in 1, 2:
             state[f'blocks.{i}.gamma_{k}'] = torch.rand(D)
     torch.save(state, tmp_path / 'folded.pth')
     m, n = build(), build()

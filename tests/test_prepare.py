@@ -51,7 +51,10 @@ def make_video(
                 container.mux(audio.encode(piece))
             container.mux(audio.encode())
     if words:
-        clock = lambda s: f'00:{s // 60:02d}:{s % 60:02d}.000'
+
+        def clock(s):
+            return f'00:{s // 60:02d}:{s % 60:02d}.000'
+
         path.with_suffix('.vtt').write_text(
             'WEBVTT\n\n'
             + ''.join(
@@ -1031,9 +1034,10 @@ def test_whisper_hears_what_is_said(tmp_path, request):
         ],
         gpt2_encoding(),
     )
-    plain = lambda text: ''.join(
-        c for c in text.lower().replace('-', ' ') if c.isalnum() or c == ' '
-    ).split()
+
+    def plain(text):
+        return ''.join(c for c in text.lower().replace('-', ' ') if c.isalnum() or c == ' ').split()
+
     heard, want = (
         plain(encoding.decode(tokens[:-1].tolist())),
         plain(' '.join(s['said'] for s in said)),
@@ -1068,9 +1072,11 @@ def test_a_tone_is_not_speech(tmp_path):
 
 
 def test_hallucinations_are_dropped():
-    result = lambda text, **k: types.SimpleNamespace(
-        **dict(text=text, no_speech_prob=0.1, avg_logprob=-0.3, compression_ratio=1.5) | k
-    )
+    def result(text, **k):
+        return types.SimpleNamespace(
+            **dict(text=text, no_speech_prob=0.1, avg_logprob=-0.3, compression_ratio=1.5) | k
+        )
+
     assert hallucinated(result('this is a perfectly ordinary sentence about paint'), 10) == ''
     assert hallucinated(result('no, no, no, that is wrong'), 4) == ''
     assert (

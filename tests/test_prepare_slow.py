@@ -43,7 +43,10 @@ def moving_video(path, minutes, size=(640, 360), fps=25, gop_s=5, crf=17):
                     )
                 )
         container.mux(stream.encode())
-    clock = lambda s: f'{s // 3600:02d}:{s // 60 % 60:02d}:{s % 60:02d}.000'
+
+    def clock(s):
+        return f'{s // 3600:02d}:{s // 60 % 60:02d}:{s % 60:02d}.000'
+
     path.with_suffix('.vtt').write_text(
         'WEBVTT\n\n'
         + ''.join(
@@ -238,7 +241,10 @@ def test_ten_thousand_shards_are_joined_in_linear_time_and_flat_memory(tmp_path,
     made = next((root / 'shards').glob('*/*.shard'))
     index, size = prepare.read_shard(made)
     patches, row = made.read_bytes()[:size], index.pop('row')
-    item = lambda n: one | dict(key=f'file:{n:040d}')
+
+    def item(n):
+        return one | dict(key=f'file:{n:040d}')
+
     spent = {}
     for have in 2_500, 10_000:
         for n in range(have):
@@ -280,7 +286,10 @@ def test_ten_hours_in_flat_memory(tmp_path, capsys):
             frame.pts, frame.time_base = second, Fraction(1, 1)
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
-    clock = lambda s: f'{s // 3600:02d}:{s // 60 % 60:02d}:{s % 60:02d}.000'
+
+    def clock(s):
+        return f'{s // 3600:02d}:{s // 60 % 60:02d}:{s % 60:02d}.000'
+
     (tmp_path / 'long.vtt').write_text(
         'WEBVTT\n\n'
         + ''.join(f'{clock(s)} --> {clock(s + 2)}\nwords {s}\n\n' for s in range(0, 35990, 5))

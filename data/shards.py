@@ -1,0 +1,78 @@
+"""What is kept of one video until all are joined, and files that are written whole or not at all.
+
+A shard holds the patch rows as they come, then an .npz of everything else (the index), then the
+rows' length in bytes (8)."""
+import contextlib, hashlib, io, json, os, shutil
+from pathlib import Path
+
+import numpy as np
+
+def sha256(key):
+    return hashlib.sha256(key.encode()).hexdigest()
+
+def shard_path(root, key, ending='.shard'):
+    name = sha256(key)[:40]                        # never from a title or an id
+    return root / name[:2] / (name + ending)
+
+def read_shard(path):
+    """-> (index {tokens, times, frames, hashes, pixels, row}, bytes of patch rows before it)."""
+    with open(path, 'rb') as f:
+        f.seek(-8, os.SEEK_END)
+        size = int.from_bytes(f.read(8), 'little')
+        f.seek(size)
+        with np.load(io.BytesIO(f.read()[:-8]), allow_pickle=False) as z:
+            index = dict(z)
+    return index | dict(row=json.loads(index['row'].tobytes())), size
+
+@contextlib.contextmanager
+def whole(path):
+    """A file to write, which appears at path whole or not at all."""
+    part = Path(f'{path}.part{os.getpid()}')
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with open(part, 'wb') as f:
+            yield f
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+def write_lines(path, lines):
+    with whole(path) as f:
+        f.writelines(f'{line}\n'.encode() for line in lines)
+
+class Hashed:
+    """A file that is written from its start to its end, and its sha256 on the way."""
+    def __init__(self, path):
+        self.file = open(path, 'wb')
+        self.digest = hashlib.sha256()
+
+    def write(self, data):
+        data = memoryview(data).cast('B')
+        self.file.write(data)
+        self.digest.update(data)
+
+    def close(self):
+        size = self.file.tell()
+        self.file.flush()
+        os.fsync(self.file.fileno())
+        self.file.close()
+        return dict(sha256=self.digest.hexdigest(), bytes=size)
+
+def take_down(root, items, names):
+    """--exclude: shards, words and media of these go, the keys are remembered -> what stays."""
+    memory = root / 'excluded.txt'
+    gone = memory.read_text().splitlines() if memory.exists() else []
+    for name in names:
+        listed = name.endswith('.txt')
+        gone += Path(name).read_text(errors='replace').splitlines() if listed else [name]
+    gone = {line.strip() for line in gone} - {''}
+    for i in items:
+        if gone & {i['key'], i['key'].split(':', 1)[1], i['url'], i['source']}:
+            gone.add(i['key'])                     # it stays out under any name
+            for path in root.glob(f"*/*/{shard_path(root, i['key'], '').name}*"):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+    if gone:
+        write_lines(memory, sorted(gone))
+    return [i for i in items if i['key'] not in gone]
