@@ -101,8 +101,8 @@ class VLConfig:
     patch_size: int = 8            # any multiple of the stored one
     text_len: int = 32             # T: tokens, around the middle of the time that the frame stands
     n_layer: int = 6
-    n_unimodal: int = 4            # layers within a modality, before the joint ones: 0 ViLT, M3AE
-    n_head: int = 6                # ... n_layer CLIP
+    n_unimodal: int = 4            # layers within a modality: 0 is ViLT, M3AE, n_layer CLIP
+    n_head: int = 6
     n_embd: int = 192              # D
     predictor_n_layer: int = 2     # paints the removed patches; half as wide
     proj_dim: int = 128            # of the embedding that retrieval compares
@@ -653,6 +653,7 @@ class VLModel(nn.Module):
         masked = {p: self.hide_words(p, tokens[p], pad[p][:, 1:], batch['noise_text'][at[p]],
                                      batch['noise_rate'][at[p]])
                   for p in parts('mlm')}
+        # contrast, matching and keywords look at whole words, also of parts that mask theirs
         read = contrast + match + salient + [p for p in painted if PARTS[p].words == 'none']
         whole = [p for p in at if p in read]
         fused = [p for p in at if p in masked or p in painted or not match and p in salient]
