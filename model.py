@@ -34,8 +34,8 @@ from data.tokens import compact, compact_lookup, gpt2_encoding
 
 class Part(NamedTuple):
     """What a sample shows of each modality. What it can learn follows from that."""
-    words: str | None        # none, some, a range or all of them masked; None: it has no words
-    patches: str | None      # keep_hi, keep_lo or keep_0 of them shown; None: it has no picture
+    words: str | None        # whole, or some, a range or all of them masked; None: no words
+    patches: str | None      # keep_hi, keep_lo or keep_0 of them shown; None: no picture
 
     @property
     def sees(self):
@@ -74,16 +74,16 @@ class Part(NamedTuple):
     @property
     def fuses_whole(self):
         """psl, without itm: whole words meet some patches in the joint layers."""
-        return self.words == 'none' and self.patches == 'keep_lo'
+        return self.words == 'whole' and self.patches == 'keep_lo'
 
 #                       words    patches
 PARTS = dict(
     xmm_text=Part(     'some',  'keep_hi'),  # words from both: BERT with an image, SIMLA's XMM
     amm_text=Part(     'all',   'keep_hi'),  # words from the picture alone: CapPa, 2306.07915
-    clean=Part(        'none',  'keep_hi'),  # nothing to fill in: CLIP, FLIP
-    xmm_image=Part(    'none',  'keep_lo'),  # patches from both: MAE with a text, SIMLA's XMM
+    clean=Part(        'whole', 'keep_hi'),  # nothing to fill in: CLIP, FLIP
+    xmm_image=Part(    'whole', 'keep_lo'),  # patches from both: MAE with a text, SIMLA's XMM
     joint=Part(        'range', 'keep_lo'),  # words and patches at once: M3AE, VLC
-    amm_image=Part(    'none',  'keep_0'),   # patches from the words alone
+    amm_image=Part(    'whole', 'keep_0'),   # patches from the words alone
     image_only=Part(   None,    'keep_lo'),  # MAE
     text_only=Part(    'some',  None))       # BERT
 
@@ -266,18 +266,23 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(D, 3 * D)
         self.proj = nn.Linear(D, D)
 
-    def heads(self, x):
-        """(B, L, D) -> q, k, v (B, n_head, L, D / n_head)."""
+    def heads(self, x, first=0, last=3):
+        """(B, L, D) -> (q, k, v)[first:last], each (B, n_head, L, D / n_head)."""
         B, L, D = x.shape
-        qkv = self.qkv(x).view(B, L, 3, self.n_head, D // self.n_head)
-        return qkv.permute(2, 0, 3, 1, 4)
+        rows = slice(first * D, last * D)
+        x = F.linear(x, self.qkv.weight[rows], self.qkv.bias[rows])
+        return x.view(B, L, last - first, self.n_head, -1).permute(2, 0, 3, 1, 4)
 
     def merge(self, x):
         """(B, n_head, L, D / n_head) -> (B, L, D)."""
         return self.proj(x.transpose(1, 2).flatten(2))
 
-    def forward(self, x, mask):
-        q, k, v = self.heads(x)
+    def forward(self, x, mask, n=None):
+        """n: only the first n positions ask, of all; None: each does."""
+        if n is None:
+            q, k, v = self.heads(x)
+        else:
+            q, k, v = *self.heads(x[:, :n], 0, 1), *self.heads(x, 1, 3)
         if q.dtype == torch.bfloat16 and q.device.type == 'cpu':
             # there its backward pass takes six times as long as in float32 (torch 2.13)
             with torch.autocast('cpu', enabled=False):
@@ -288,12 +293,8 @@ class Attention(nn.Module):
 
     def cls_row(self, x, mask):
         """How much the first position attends to each (B, n_head, L)."""
-        B, L, D = x.shape
-        wq, wk, _ = self.qkv.weight.chunk(3)
-        bq, bk, _ = self.qkv.bias.chunk(3)
-        q = F.linear(x[:, :1], wq, bq).view(B, 1, self.n_head, -1).transpose(1, 2)
-        k = F.linear(x, wk, bk).view(B, L, self.n_head, -1).transpose(1, 2)
-        score = (q @ k.mT).float() / math.sqrt(D // self.n_head)       # (B, n_head, 1, L)
+        q, k = *self.heads(x[:, :1], 0, 1), *self.heads(x, 1, 2)
+        score = (q @ k.mT).float() / math.sqrt(q.shape[3])             # (B, n_head, 1, L)
         return score.masked_fill(~mask, -math.inf).softmax(-1)[:, :, 0]
 
 class MLP(nn.Module):
@@ -314,15 +315,20 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(D, eps=1e-6)
         self.mlp = MLP(D)
 
-    def forward(self, x, mask=None):
-        x = x + self.attn(self.norm1(x), mask)
+    def forward(self, x, mask=None, n=None):
+        """n: the states of the first n positions only."""
+        x = x[:, :n] + self.attn(self.norm1(x), mask, n)
         return x + self.mlp(self.norm2(x))
 
-def run(blocks, x, pad=None):
-    """x (B, L, D) through blocks; pad (B, L): keys that nobody may look at, or None."""
+def run(blocks, x, pad=None, n=None):
+    """x (B, L, D) through blocks; pad (B, L): keys that nobody may look at, or None; n: of one
+    block, the first n positions only. Under bfloat16 autocast the states are bfloat16 as well."""
     mask = None if pad is None else ~pad[:, None, None]                # (B, 1, 1, L), 1 = look
+    if not x.is_meta and torch.is_autocast_enabled(x.device.type):
+        if torch.get_autocast_dtype(x.device.type) == torch.bfloat16:  # float16 would overflow
+            x = x.bfloat16()
     for block in blocks:
-        x = block(x, mask)
+        x = block(x, mask, n)
     return x
 
 class Predictor(nn.Module):
@@ -566,9 +572,10 @@ class VLModel(nn.Module):
         """Normalised patches (B, N, P), those that stay (B, K) -> unimodal states (B, 1 + K, D)."""
         return self.unimodal(self.embed_image(x, ids_keep))
 
-    def fuse(self, text, image, pad):
+    def fuse(self, text, image, pad, n=None):
         """The joint layers over unimodal states (B, 1 + T, D) and (B, 1 + K, D), either may be None
-        -> normalised states of both, None for what is absent; and all before the last layer."""
+        -> normalised states of both, None for what is absent; and all before the last layer. n: the
+        last layer asks for the first n words alone, where nobody reads the others."""
         if text is None:
             x, pad, L = image, None, 0
         elif image is None:
@@ -578,8 +585,16 @@ class VLModel(nn.Module):
             pad = F.pad(pad, (0, image.shape[1]))
         joint = self.blocks[self.config.n_unimodal:]                   # none at the end of the dial
         before = run(joint[:-1], x, pad)
-        x = self.norm(run(joint[-1:], before, pad))
+        x = self.norm(run(joint[-1:], before, pad, n)[:, :n])
+        if n:
+            return x, None, before
         return (None if text is None else x[:, :L]), (None if image is None else x[:, L:]), before
+
+    def fuse_words(self, text, image, pad):
+        return self.fuse(text, image, pad, text.shape[1])
+
+    def fuse_cls(self, text, image, pad):
+        return self.fuse(text, image, pad, 1)
 
     def embedding(self, states, proj, pad=None):
         """Unimodal states -> ITC embedding (B, proj_dim) of unit length, from [CLS]."""
@@ -608,16 +623,16 @@ class VLModel(nn.Module):
 
         # joint layers: what each part shows, and the pairs that itm judges
         rows = {p: mine.shown(p, s) for p in s.fused}                  # (words, picture, pad) each
+        wide = {p: rows.pop(p) for p in s.painted}                     # whose picture is read, too
+        fused = together(self.fuse, wide) | together(self.fuse_words, rows)
         if s.match:
-            right, wrong, possible = self.pair_up(s, mine, ids, batch['noise_itm'])
-            rows |= dict(match=right, mismatch=wrong)
-        fused = together(self.fuse, rows)                              # (words, picture, before)
+            pairs, possible = self.pair_up(s, mine, ids, batch['noise_itm'])
+            fused |= together(self.fuse_cls, pairs)
 
         losses = {}
         if s.masked:
-            text = {p: fused[p][0] for p in s.masked}
             soft = self.soft_words(s, taught) if c.distill else {}
-            losses |= self.mlm_loss(text, s.masked, soft)
+            losses |= self.mlm_loss(fused, s.masked, soft)
         if s.painted:
             losses |= self.mim_loss(fused, s)
         if s.contrast:
@@ -654,7 +669,7 @@ class VLModel(nn.Module):
                                      batch['noise_rate'][at[p]])
                   for p in parts('mlm')}
         # contrast, matching and keywords look at whole words, also of parts that mask theirs
-        read = contrast + match + salient + [p for p in painted if PARTS[p].words == 'none']
+        read = contrast + match + salient + [p for p in painted if PARTS[p].words == 'whole']
         whole = [p for p in at if p in read]
         fused = [p for p in at if p in masked or p in painted or not match and p in salient]
         keep = {p: self.choose_patches(p, batch['noise_image'][at[p]])
@@ -665,7 +680,8 @@ class VLModel(nn.Module):
     def choose_patches(self, part, noise):
         """noise (n, N) -> which patches stay (n, K)."""
         c = self.config
-        share = c.keep_hi if PARTS[part].patches == 'keep_hi' else c.keep_lo
+        # of parts that hide the picture, contrast still sees some
+        share = dict(keep_hi=c.keep_hi, keep_lo=c.keep_lo, keep_0=c.keep_lo)[PARTS[part].patches]
         return noise.argsort(1)[:, :max(1, round(c.n_patches * share))]
 
     def hide_words(self, part, tokens, pad, noise, noise_rate):
@@ -693,21 +709,21 @@ class VLModel(nn.Module):
                       {p: self.embedding(whole[p], self.text_proj, s.pad[p]) for p in s.contrast})
 
     def pair_up(self, s, mine, ids, noise):
-        """What itm judges -> rows of pairs as they are; rows of which every second has another
-        picture and the others other words, hard to tell by itc; possible (n,) bool: there was such
-        a negative in the batch."""
+        """What itm judges -> {match: pairs as they are, mismatch: every second has another picture
+        and the others other words, hard to tell by itc}; possible (n,) bool: there was such a
+        negative in the batch."""
         words, picture, pad, i = (join(d, s.match) for d in (mine.whole, mine.image, s.pad, s.at))
         own = torch.arange(len(i), device=i.device)
         similar = torch.zeros(len(i), len(i), device=i.device)         # without itc: any other
         if s.contrast:
             z_image, z_text = mine.z(s.match)
-            scale = self.logit_scale.exp().clamp(max=100)
-            similar = (scale * z_text @ z_image.T).detach()
+            similar = (self.logit_scale.exp().clamp(max=100) * z_text @ z_image.T).detach()
         alike = (ids[:, i, None] == ids[:, None, i]).any(0)            # same video or same sentence
         neg_image, neg_text, possible = self.negatives(similar, alike, noise[i][:, i])
         a = torch.where(own % 2 == 0, own, neg_text)                   # whose words
         b = torch.where(own % 2 == 0, neg_image, own)                  # whose picture
-        return (words, picture, pad), (words[a], picture[b], pad[a]), possible
+        mismatch = words[a], picture[b], pad[a]
+        return dict(match=(words, picture, pad), mismatch=mismatch), possible
 
     @torch.no_grad()
     def negatives(self, similar, alike, noise):
@@ -726,10 +742,11 @@ class VLModel(nn.Module):
         V = self.config.vocab_size
         return F.linear(self.mlm_head(states), self.tok_embed.weight[:V], self.mlm_bias)
 
-    def mlm_loss(self, text, masked, soft):
-        """Masked language modelling (BERT, 1810.04805). text[part] (n, 1 + T, D), masked[part]
-        Words, soft[part] (n, S, V) the teacher's distribution (ALBEF) -> {mlm, mlm/part}."""
-        states = [take(text[p][:, 1:], w.slots).flatten(0, 1) for p, w in masked.items()]
+    def mlm_loss(self, fused, masked, soft):
+        """Masked language modelling (BERT, 1810.04805). fused[part] words (n, 1 + T, D) first,
+        masked[part] Words, soft[part] (n, S, V) the teacher's distribution (ALBEF)
+        -> {mlm, mlm/part}."""
+        states = [take(fused[p][0][:, 1:], w.slots).flatten(0, 1) for p, w in masked.items()]
         logits = self.word_logits(torch.cat(states)).float()           # (all slots, V)
         targets = torch.cat([w.targets.flatten() for w in masked.values()])
         error = F.cross_entropy(logits, targets, reduction='none')
@@ -744,11 +761,9 @@ class VLModel(nn.Module):
     @torch.no_grad()
     def soft_words(self, s, taught):
         """The teacher's distribution for each masked word -> {part: (n, S, V)}."""
-        teacher, out = self.teacher, {}
-        for p in s.masked:
-            text, _, _ = teacher.fuse(taught.masked[p], taught.image.get(p), s.pad[p])
-            out[p] = teacher.word_logits(take(text[:, 1:], s.masked[p].slots)).softmax(-1)
-        return out
+        fused = together(self.teacher.fuse_words, {p: taught.shown(p, s) for p in s.masked})
+        states = {p: take(fused[p][0][:, 1:], words.slots) for p, words in s.masked.items()}
+        return {p: self.teacher.word_logits(x).softmax(-1) for p, x in states.items()}
 
     def mim_loss(self, fused, s):
         """Masked image modelling, on removed patches only (MAE, 2111.06377; with words M3AE,
@@ -818,11 +833,11 @@ class VLModel(nn.Module):
 
     @torch.no_grad()
     def enqueue(self, images, texts, ids):
-        n = len(images)
+        n = min(len(images), self.config.queue_size)                   # no place twice
         at = (self.queue_at + torch.arange(n, device=images.device)) % self.config.queue_size
-        self.queue_image[at] = images.to(self.queue_image.dtype)
-        self.queue_text[at] = texts.to(self.queue_text.dtype)
-        self.queue_ids[:, at] = ids
+        self.queue_image[at] = images[:n].to(self.queue_image.dtype)
+        self.queue_text[at] = texts[:n].to(self.queue_text.dtype)
+        self.queue_ids[:, at] = ids[:, :n]
         self.queue_at.copy_((self.queue_at + n) % self.config.queue_size)
 
     def itm_loss(self, match, mismatch, possible):

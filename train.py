@@ -8,7 +8,7 @@
 Ctrl-C or a crash, then the same command: the run goes on from out_dir/latest.pt exactly where it
 was. The model's own knobs stand in model.py, in VLConfig; they are flags like the ones below.
 """
-import functools, math, os, signal, sys, time, warnings
+import functools, math, os, re, shutil, signal, sys, time, warnings
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -80,20 +80,19 @@ def pairs_per_step():
 def set_up():
     """-> the device, the precision of the forward pass: float32, bfloat16 or float16."""
     dev = open_device(device, LOCAL_RANK)
-    if dev.type == 'cuda':
+    cuda = dev.type == 'cuda'
+    fast = cuda and torch.cuda.is_bf16_supported(including_emulation=False)
+    precision = dtype if dtype != 'auto' else 'bfloat16' if fast else 'float32'
+    if cuda:
         torch.cuda.set_device(dev)
-        torch.backends.cuda.matmul.allow_tf32 = True
-        torch.backends.cudnn.allow_tf32 = True
+        # with autocast only the contrast is in float32, and is so because fewer bits do not do
+        torch.backends.cuda.matmul.allow_tf32 = precision == 'float32'
     if WORLD > 1:
-        meet('nccl' if dev.type == 'cuda' else 'gloo')
+        meet(dev)
     os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')        # deterministic needs it
     torch.use_deterministic_algorithms(deterministic)
     torch.manual_seed(seed)
-
-    if dtype != 'auto':
-        return dev, dtype
-    fast = dev.type == 'cuda' and torch.cuda.is_bf16_supported()
-    return dev, 'bfloat16' if fast else 'float32'
+    return dev, precision
 
 def read_vocab():
     """-> vocab (V,), word_start (V + 2,) of the training sets."""
@@ -177,8 +176,11 @@ def update(model, optimizers, scaler):
     for optimizer in optimizers:
         scaler.unscale_(optimizer)
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), grad_clip or math.inf)
+    # float16: a gradient that is not finite spoils the norm, and by clipping those of the others
+    if not scaler.is_enabled() or norm.isfinite():
+        for optimizer in optimizers:
+            scaler.step(optimizer)
     for optimizer in optimizers:
-        scaler.step(optimizer)
         optimizer.zero_grad(set_to_none=True)
     scaler.update()
     return norm
@@ -186,13 +188,22 @@ def update(model, optimizers, scaler):
 # ----------------------------------------------------------------------------------------------
 # checkpoints
 
-def snapshot(x):
+def snapshot(state):
     """A copy of a state in memory, which a later step cannot change."""
-    if isinstance(x, dict):
-        return {k: snapshot(v) for k, v in x.items()}
-    if isinstance(x, list):
-        return [snapshot(v) for v in x]
-    return x.detach().to('cpu', copy=True) if torch.is_tensor(x) else x
+    def copied(x):
+        if isinstance(x, dict):
+            return {k: copied(v) for k, v in x.items()}
+        if isinstance(x, list):
+            return [copied(v) for v in x]
+        if not torch.is_tensor(x):
+            return x
+        # pinned: hundreds of copies follow each other, and the host waits once for all
+        host = torch.empty(x.shape, dtype=x.dtype, pin_memory=x.is_cuda)
+        return host.copy_(x.detach(), non_blocking=True)
+    copy = copied(state)
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    return copy
 
 def save_checkpoint(path, **state):
     """Whole or not at all: written beside, flushed, renamed -> whether it was. A full disk costs
@@ -210,6 +221,23 @@ def save_checkpoint(path, **state):
         print(f'warning: checkpoint {path} not written ({e}); the former one stays')
         return False
 
+def link_latest(path, after):
+    """latest.pt under another name too, without a second copy or write, if the writing `after`
+    which it comes went well -> whether it was."""
+    if after and not after.result():
+        return False
+    part = Path(f'{path}.part{os.getpid()}')
+    for put in os.link, shutil.copyfile:                               # not every disk has links
+        try:
+            put(path.with_name('latest.pt'), part)
+            os.replace(part, path)
+            return True
+        except OSError as e:
+            part.unlink(missing_ok=True)
+            why = e
+    print(f'warning: checkpoint {path} not written ({why})')
+    return False
+
 class Checkpoints:
     """What a run keeps: copied at once, written behind the next steps, one at a time."""
     def __init__(self, model, optimizers, scaler):
@@ -222,13 +250,17 @@ class Checkpoints:
     def save(self, name, it):
         if RANK:
             return
+        self.wait()                                                    # one copy at a time
         state = snapshot(dict(model=self.model.state_dict(), scaler=self.scaler.state_dict(),
                               optimizers=[o.state_dict() for o in self.optimizers]))
-        self.wait()
         knobs = {k: v for k, v in config.items() if k[0] != '_'}
         self.writing = self.writer.submit(
             save_checkpoint, Path(out_dir) / name, **state, config=knobs,
             model_config=asdict(self.model.config), iter_num=it)
+
+    def keep(self, name):
+        if RANK == 0:
+            self.writing = self.writer.submit(link_latest, Path(out_dir) / name, self.writing)
 
     def wait(self):
         """Until the last one is written -> whether it could be."""
@@ -263,24 +295,25 @@ def read_former(path):
 def go_on(checkpoint, model, optimizers, scaler):
     """The state of the former run into today's."""
     path, was = Path(out_dir) / 'latest.pt', checkpoint['model_config']
-    differs = [f'{k} is {was.get(k)!r} there and {v!r} now'
-               for k, v in asdict(model.config).items() if was.get(k) != v]
+    differs = [f'{k} is {was[k]!r} there and {v!r} now'
+               for k, v in asdict(model.config).items() if k in was and was[k] != v]
     if differs:
         sys.exit(f"error: {path} is of another data set: {', '.join(differs)}. {FORMER}")
     if not torch.equal(checkpoint['model']['vocab'], model.vocab.cpu()):
         sys.exit(f'error: {path} has learned other words than {dataset} has. {FORMER}')
 
-    now = [{k: v for k, v in group.items() if k != 'params'} for group in groups_of(optimizers)]
     try:
         model.load_state_dict(checkpoint['model'])
         for optimizer, state in zip(optimizers, checkpoint['optimizers'], strict=True):
+            # betas and decay as told today; fused as this device has it, or AdamW's step counters
+            # would be loaded to where the former one wanted them
+            for group, now in zip(state['param_groups'], optimizer.param_groups, strict=True):
+                group.update({k: v for k, v in now.items() if k != 'params'})
             optimizer.load_state_dict(state)
         scaler.load_state_dict(checkpoint.get('scaler', {}))
     except (KeyError, ValueError, RuntimeError) as e:
         sys.exit(f'error: {path} cannot go on with --muon={muon} --dtype={dtype} '
                  f'({type(e).__name__}: {str(e)[:100]}). {FORMER}')
-    for group, knobs in zip(groups_of(optimizers), now):               # betas, decay: as told today
-        group.update(knobs)
 
 def initialise(model):
     """--init_from: the weights of elsewhere."""
@@ -310,6 +343,10 @@ def ranks(score):
     ties count against it."""
     return (score >= score.diagonal()[:, None]).sum(1) - 1
 
+@functools.cache
+def pairs_of(data):
+    return data.pairs(512)                                             # the same each time
+
 @torch.no_grad()
 def validate(model, sets, dev, autocast):
     """-> {val/loss, val/<objective>, val/i2t_r1, val/t2i_r1, val/chance}."""
@@ -326,7 +363,7 @@ def validate(model, sets, dev, autocast):
         mean /= WORLD
     entry = dict(zip(['val/loss', *(f'val/{k}' for k in terms)], mean.tolist()))
 
-    pairs = data.pairs(512)
+    pairs = pairs_of(data)
     if c.has('itc') and len(pairs[0]) > 1:
         z = []
         for _, patches, tokens, pad, _ in data.batches(pairs, c, dev, 64):
@@ -425,7 +462,10 @@ def wrap(model):
     if WORLD == 1:
         return model
     on = [LOCAL_RANK] if next(model.parameters()).is_cuda else None
-    return torch.nn.parallel.DistributedDataParallel(model, device_ids=on)
+    # buffers are the same on all ranks by themselves; a queue of them would cross every step
+    return torch.nn.parallel.DistributedDataParallel(
+        model, device_ids=on, broadcast_buffers=False, gradient_as_bucket_view=True,
+        bucket_cap_mb=100)
 
 def prepare_step(model, reader, dev, autocast):
     """-> the module that the loop calls: of all ranks, compiled, or recomputing, as asked for."""
@@ -433,18 +473,26 @@ def prepare_step(model, reader, dev, autocast):
         for block in model.blocks:
             block.forward = functools.partial(torch.utils.checkpoint.checkpoint, block.forward,
                                               use_reentrant=False)
+    # of cuDNN's backward pass some values are NaN at such masked lengths (pytorch issue 196678)
+    c = model.config
+    words = 1 + c.text_len
+    joint = [words + 1 + round(c.n_patches * share) for share in (c.keep_hi, c.keep_lo)]
+    if any(L % 128 == 64 for L in (words, words + c.n_patches, *joint)):
+        torch.backends.cuda.enable_cudnn_sdp(False)
     if not (compile or compile is None and dev.type == 'cuda'):
         return wrap(model)
     warnings.filterwarnings('ignore', message='Dynamo detected a call to a `functools.lru_cache`')
     before = {n: b.clone() for n, b in model.named_buffers()}          # the queue must not learn
+    step_model = wrap(torch.compile(model))
+    host = reader.read(reader.at)
     try:
-        step_model = wrap(torch.compile(model))
-        host = reader.read(reader.at)
         with autocast():
             step_model(to_device(host, reader.sets[0].meta, model.config, dev))[0].backward()
     except Exception as e:                                             # no compiler, a broken one
-        say(f'torch.compile failed ({type(e).__name__}: {str(e)[:100]}); going on without')
-        step_model = wrap(model)
+        # not eager instead: slower unseen, and other ranks would wait for this one for ever
+        why = re.sub(r'\s+', ' ', str(e).split('Set TORCHDYNAMO')[0])
+        sys.exit(f'error: torch.compile failed ({type(e).__name__}: {why[:150]} ... {why[-150:]}); '
+                 'take --compile=false to train without')
     model.zero_grad(set_to_none=True)
     for n, b in model.named_buffers():
         b.copy_(before[n])
@@ -462,12 +510,13 @@ def former_best(model, val_sets, dev, autocast):
     path = Path(out_dir) / 'best.pt'
     if not path.exists() or not val_sets:
         return math.inf
-    now = snapshot(model.state_dict())
+    now, best = snapshot(model.state_dict()), math.inf
     try:
         model.load_state_dict(torch.load(path, map_location='cpu', weights_only=True)['model'])
     except Exception:                                                  # no checkpoint of this run
-        return math.inf
-    best = measure(validate(model, val_sets, dev, autocast))
+        say(f'warning: {path} is not of this run; the next validation replaces it')
+    else:
+        best = measure(validate(model, val_sets, dev, autocast))
     model.load_state_dict(now)
     return best
 
@@ -497,10 +546,11 @@ def main():  # noqa: C901, PLR0914, PLR0915  (nanoGPT's loop, read in one piece)
     if checkpoint:
         go_on(checkpoint, model, optimizers, scaler)
         start = checkpoint['iter_num']
-        best = former_best(model, val_sets, dev, autocast)
     elif init_from:
         initialise(model)
     agree(start, dev)
+    if checkpoint:
+        best = former_best(model, val_sets, dev, autocast)
 
     # the run's folder, and all that goes on beside the steps
     log = Log(config, start, pairs_per_step(), anew=not checkpoint and former.exists())
@@ -524,7 +574,7 @@ def main():  # noqa: C901, PLR0914, PLR0915  (nanoGPT's loop, read in one piece)
                 value = measure(entry)
                 if it and value < best:
                     best = value
-                    checkpoints.save('best.pt', it)
+                    checkpoints.keep('best.pt')
             log.mark = time.perf_counter()
         if it >= steps or leave:
             break
@@ -559,13 +609,14 @@ def main():  # noqa: C901, PLR0914, PLR0915  (nanoGPT's loop, read in one piece)
     # the last checkpoint is on the disk before we say that it is
     if not checkpoints.wait():
         sys.exit(f'error: the last checkpoint could not be written to {out_dir}')
+    if WORLD > 1:
+        dist.barrier()                                                 # the writer may be the last
+        dist.destroy_process_group()
     if leave:
         say(f'stopped at iteration {it}; the same command goes on from there')
         sys.exit(130)
     say(f'done: {it - start} iterations in {(time.perf_counter() - began) / 60:.1f} minutes. '
         f'Next: python eval.py --run={out_dir}')
-    if WORLD > 1:
-        dist.destroy_process_group()
 
 if __name__ == '__main__':
     config = configure(globals(), VLConfig)

@@ -1,5 +1,5 @@
 """The machine that a run has: its ranks, devices, memory, peak."""
-import os, resource, sys, time, uuid
+import datetime, os, resource, sys, time, uuid
 
 import torch
 import torch.distributed as dist
@@ -8,9 +8,10 @@ RANK = int(os.environ.get('RANK', 0))                                  # as torc
 WORLD = int(os.environ.get('WORLD_SIZE', 1))
 LOCAL_RANK = int(os.environ.get('LOCAL_RANK', 0))
 
-# dense TFLOP/s of the data sheets, 16 bit
-PEAK = {'B200': 2250, 'H200': 989, 'H100': 989, 'A100': 312, 'L40S': 362, 'L4': 121, 'V100': 125,
-        'MI300X': 1307, 'RTX 4090': 165, 'RTX 3090': 71}
+# dense TFLOP/s of the data sheets, 16 bit; of names that begin alike the longer first
+PEAK = {'B200': 2250, 'H200 NVL': 836, 'H200': 989, 'H100 NVL': 835, 'H100 PCIe': 756, 'H100': 989,
+        'A100': 312, 'L40S': 362, 'L40': 181, 'L4': 121, 'V100': 125, 'MI300X': 1307,
+        'RTX 4090': 165, 'RTX 3090': 71}
 
 def say(text):
     if RANK == 0:
@@ -28,7 +29,7 @@ def open_device(name, local=0):
     except (RuntimeError, AssertionError) as e:
         sys.exit(f'error: --device={name}: {str(e).splitlines()[0]}')
 
-def meet(backend):
+def meet(dev):
     """init_process_group under a name that only the ranks of this start know. The store of torchrun
     outlives restarts, with the addresses of the ranks that died in it (pytorch issue 135712, again
     in 2.13): some then connect to those, and wait or fail."""
@@ -48,7 +49,11 @@ def meet(backend):
             waiting = {r for r in waiting if not store.check([f'seen/{name}/{r}'])}
             time.sleep(.02)
     store = dist.PrefixStore(name, store)
-    dist.init_process_group(backend, store=store, rank=rank, world_size=world)
+    # compiling takes minutes, and not all ranks are done together
+    about = dict(store=store, rank=rank, world_size=world, timeout=datetime.timedelta(hours=1))
+    if dev.type == 'cuda':
+        return dist.init_process_group('nccl', device_id=dev, **about)
+    dist.init_process_group('gloo', **about)
 
 def memory_gb(dev):
     """The most that was in use so far: of the GPU, or of this process."""

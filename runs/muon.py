@@ -23,7 +23,10 @@ class Muon(torch.optim.Optimizer):
 
     def step_together(self, params, lr, decay, momentum):
         """One step of matrices of the same shape."""
-        moved = [self.state[p].setdefault('momentum_buffer', torch.zeros_like(p)) for p in params]
+        for p in params:
+            if not self.state[p]:
+                self.state[p]['momentum_buffer'] = torch.zeros_like(p)
+        moved = [self.state[p]['momentum_buffer'] for p in params]
         torch._foreach_lerp_(moved, [p.grad for p in params], 1 - momentum)
         ahead = [p.grad.lerp(m, momentum) for p, m in zip(params, moved)]          # Nesterov
         update = orthogonal(torch.stack(ahead)).to(params[0].dtype)

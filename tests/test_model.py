@@ -205,7 +205,7 @@ def test_a_way_of_masking_is_a_row_of_a_table(monkeypatch):
 
 
 def test_a_plan_that_nothing_learns_from_is_an_error(monkeypatch):
-    monkeypatch.setitem(PARTS, 'idle', Part('none', None))
+    monkeypatch.setitem(PARTS, 'idle', Part('whole', None))
     with pytest.raises(ValueError, match='no objective has a weight and a part of idle:1'):
         build(parts='idle:1')
 
@@ -901,9 +901,9 @@ def test_matched_pairs_are_true_and_mismatched_ones_are_not():
     m = build(itm=1.0, mlm=0.0, mim=0.0, parts='clean:1', keep_hi=1.0)
     batch, seen = make_batch(m.config, 16), {}
 
-    def fuse(text, image, pad):
+    def fuse(text, image, pad, n):
         seen.update(text=text, image=image, pad=pad)
-        return VLModel.fuse(m, text, image, pad)
+        return VLModel.fuse(m, text, image, pad, n)
 
     m.fuse = fuse
     m(batch)
@@ -952,21 +952,21 @@ def test_the_teacher_follows_slowly_without_gradient_or_training_mode():
 def test_distillation_is_over_the_vocabulary():
     m = build(distill=0.5)
     m.alpha.fill_(1.0)
-    text = {'xmm_text': torch.randn(3, 1 + T, 32)}
+    fused = {'xmm_text': (torch.randn(3, 1 + T, 32), None, None)}
     slots, used, targets = (
         torch.arange(5).expand(3, 5),
         torch.ones(3, 5, dtype=torch.bool),
         torch.randint(0, V, (3, 5)),
     )
-    log_p = m.word_logits(text['xmm_text'][:, 1:6]).log_softmax(-1)
+    log_p = m.word_logits(fused['xmm_text'][0][:, 1:6]).log_softmax(-1)
     soft = torch.rand(3, 5, V).softmax(-1)
-    loss = m.mlm_loss(text, {'xmm_text': Words(None, slots, used, targets)}, {'xmm_text': soft})[
+    loss = m.mlm_loss(fused, {'xmm_text': Words(None, slots, used, targets)}, {'xmm_text': soft})[
         'mlm'
     ]
     assert torch.allclose(loss, -(soft * log_p).sum(-1).mean(), atol=1e-5)
     m.alpha.fill_(0.0)
     assert torch.allclose(
-        m.mlm_loss(text, {'xmm_text': Words(None, slots, used, targets)}, {'xmm_text': soft})[
+        m.mlm_loss(fused, {'xmm_text': Words(None, slots, used, targets)}, {'xmm_text': soft})[
             'mlm'
         ],
         -log_p.gather(2, targets[..., None]).mean(),
