@@ -1,5 +1,5 @@
 """What is said: captions or Whisper -> segments [(start_s, end_s, text)], in order -> tokens."""
-import functools, hashlib, html, itertools, json, math, os, re, sys
+import codecs, functools, hashlib, html, itertools, json, math, os, re, sys
 from pathlib import Path
 
 import numpy as np
@@ -7,24 +7,25 @@ import numpy as np
 from data.sources import Bad
 from data.tokens import EOT, gpt2_encoding
 
-CLOCK = r'((?:\d+:)?\d{1,2}:\d{2}[.,]\d{3})'
-NOT_SPOKEN = (r'<[^>]*>|\[[^\]]*\]|\([^)]*\)'      # tags, [Music], (applause)
+CLOCK = r'(?:(\d+):)?(\d{1,2}):(\d{1,2})(?:[.,:;](\d*))?'             # h, m, s, fraction
+MARKUP = re.compile(r'</?(?:[bcisuv]|font|lang|rt|ruby|span)(?:[.\s][^<>]*)?/?>', re.I)
+UNSEEN = r'[\u00ad\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\ufeff]|\{\\[^{}]*\}'     # {\an8}
+NOT_SPOKEN = (r'<br\s*/?>|\[[^\]]*\]|\([^)]*\)'    # [Music], (applause)
               r'|[\u2669-\u266f]+[^\u2669-\u266f]*[\u2669-\u266f]+|[\u2669-\u266f]'     # notes
               r'|>>+|https?://\S+')                # speaker marks, links
 
 def clean(text):
     """Spoken words only, white space collapsed."""
-    text = re.sub(NOT_SPOKEN, ' ', html.unescape(text))
-    return ' '.join(text.replace('\u200b', '').split())
+    text = re.sub(UNSEEN, '', html.unescape(MARKUP.sub('', text)))
+    return ' '.join(re.sub(NOT_SPOKEN, ' ', text).split())
 
-def read_sidecar(path):
-    """A .vtt, .srt or YouTube .json3 -> segments."""
-    raw = Path(path).read_text(encoding='utf-8-sig', errors='replace')
+def read_sidecar(path, count):
+    """A .vtt, .srt or YouTube .json3 -> segments; counts what cannot be read of it."""
+    read = read_json3 if path.lower().endswith('.json3') else read_cues
     try:
-        segments = read_json3(raw) if path.lower().endswith('.json3') else read_cues(raw)
-    except (ValueError, KeyError, TypeError, AttributeError) as e:
-        raise Bad('bad_sidecar', f'{path}: not YouTube json3: {type(e).__name__} {e}') from None
-    segments = [(a, b, clean(text)) for a, b, text in segments if clean(text)]
+        segments = once(read(decode(Path(path).read_bytes()), count))
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise Bad('bad_sidecar', f'{path}: {type(e).__name__} {e}') from None
     segments.sort(key=lambda segment: segment[0])
     if not segments:
         raise Bad('no_text', f'{path}: no captions in it')
@@ -33,39 +34,98 @@ def read_sidecar(path):
     ends = [a for a, _, _ in segments[1:]] + [math.inf]
     return [(a, max(a, min(b, end)), text) for (a, b, text), end in zip(segments, ends)]
 
-def read_json3(raw):
-    segments = []
+codecs.register_error('windows', lambda e: (e.object[e.start:e.end].decode('cp1252'), e.end))
+
+def decode(raw):
+    """By the mark, else UTF-8; bytes that are not are Windows-1252, if they look like it."""
+    marks = {codecs.BOM_UTF32_LE: 'utf-32', codecs.BOM_UTF32_BE: 'utf-32',
+             codecs.BOM_UTF16_LE: 'utf-16', codecs.BOM_UTF16_BE: 'utf-16'}
+    encoding = next((e for mark, e in marks.items() if raw.startswith(mark)), 'utf-8-sig')
+    text = raw.decode(encoding, 'windows')
+    if 2 * len(re.findall('[\xc0-\xff]', text)) > len(re.findall(r'[^\W\d_]', text)):
+        raise ValueError('of another alphabet and not UTF-8; save it as that')
+    return text
+
+def read_json3(raw, count):
+    """-> cues: the times (n + 1) between which their texts (n) are shown."""
+    cues = []
     for event in json.loads(raw)['events']:
-        words = event.get('segs')
-        if words and not event.get('aAppend'):     # the line break that rolls
-            begin = event['tStartMs']
-            times = [begin + word.get('tOffsetMs', 0) for word in words]
-            times.append(begin + event.get('dDurationMs', 0))
-            for word, a, b in zip(words, times, times[1:]):
-                segments.append((a / 1000, max(a, b) / 1000, word.get('utf8', '')))
+        words = event.get('segs', []) if isinstance(event, dict) else [event]
+        times, texts = [], []
+        for word in words if isinstance(words, list) else [words]:
+            try:
+                if event.get('aAppend'):           # the line break that rolls
+                    break
+                begin = round(event['tStartMs'] + (word.get('tOffsetMs') or 0)) / 1000
+                end = round(event['tStartMs'] + (event.get('dDurationMs') or 0)) / 1000
+                texts.append(MARKUP.sub('', word.get('utf8', '')))
+                times.append(begin)
+            except (AttributeError, KeyError, OverflowError, TypeError, ValueError):
+                count['cues_unread'] += 1
+        if texts:
+            cues.append(([*times, end], texts))
+    return cues
+
+def read_cues(raw, count):
+    """.vtt or .srt -> such cues: a line with an arrow begins one, its text goes up to the next."""
+    lines = re.split(r'\r*\n|\r', re.sub(UNSEEN, '', raw).strip())
+    raw = '\n'.join(['', *map(str.strip, lines)])
+    name = r'\n\d+|\n\n\d+\n'
+    if raw.startswith('\nWEBVTT'):
+        name += r'|\n\n.+'
+        raw = re.sub(r'(?s)\n\n(WEBVTT|NOTE|STYLE|REGION)\b.*?(?=\n\n|\n[^\n]*-->|\Z)', '', raw)
+    parts = re.split(rf'(?:{name})?\n(.*-->.*)', raw)
+    cues = []
+    for line, text in zip(parts[1::2], parts[2::2]):
+        shown = re.search(rf'(?<![-\w.,:;]){CLOCK}\s*-->\s*{CLOCK}(?![.,:;]?\w)', line)
+        if not shown:
+            count['cues_unread'] += 1
+            continue
+
+        # <00:00:01.500><c> word</c>: words with their own times
+        found = re.split(f'<{CLOCK}>', MARKUP.sub('', text))
+        clocks = [shown.groups()[:4], *zip(*(found[i::5] for i in range(1, 5))), shown.groups()[4:]]
+        cues.append(([seconds(*clock) for clock in clocks], found[::5]))
+    return cues
+
+def seconds(h, m, s, fraction):
+    return 3600 * int(h or 0) + 60 * int(m) + int(s) + float(f'0.{fraction or 0}')
+
+def once(cues):
+    """Cues -> segments. Where captions roll, lines are shown again: of each cue what is new."""
+    before, again = [], []
+    rolls = 0
+    for times, texts in cues:
+        lines = [line for line in map(clean, ''.join(texts).split('\n')) if line]
+        now = ' '.join(lines) + ' '
+        tails = (' '.join(before[i:]) + ' ' for i in range(len(before)))
+        tail = next(filter(now.startswith, tails), '')
+        again.append(len(tail.split()))
+        if tail:
+            short = 0 < times[-1] - times[0] < .05
+            rolls += 2 if short else tail != now
+        before = lines
+
+    segments = []
+    for (times, texts), old in zip(cues, again):
+        old *= 2 * rolls > len(cues)
+        for a, b, text in whole_words(times, texts):
+            words = clean(text).split()
+            if words[old:]:
+                segments.append((a, b, ' '.join(words[old:])))
+            old = max(0, old - len(words))
     return segments
 
-def read_cues(raw):
-    """.vtt or .srt; a line that a rolling caption shows again is taken once."""
-    segments, before = [], []
-    for block in raw.replace('\r\n', '\n').split('\n\n'):
-        times = re.search(CLOCK + r'\s*-->\s*' + CLOCK, block)
-        lines = block[times.end():].split('\n')[1:] if times else []
-        lines = [line for line in lines if clean(line)]
-        if '<c>' not in raw and len(lines) == 1:   # said twice
-            before = []
-        fresh = [line for line in lines if clean(line) not in before]
-        before = [clean(line) for line in lines]
-        if fresh:
-            # <00:00:01.500><c> word</c>: words with their own times
-            parts = re.split(f'<{CLOCK}>', ' '.join(fresh))
-            starts = [seconds(clock) for clock in (times[1], *parts[1::2], times[2])]
-            segments += zip(starts, starts[1:], parts[::2])
-    return segments
-
-def seconds(clock):
-    h, m, s, ms = map(int, re.split('[:.,]', '0:' + clock)[-4:])
-    return 3600 * h + 60 * m + s + ms / 1000
+def whole_words(times, texts):
+    """-> (begin, end, text) of each text; one that begins inside a word goes with it."""
+    pieces = []
+    for a, b, text in zip(times, times[1:], texts):
+        if pieces and text and not re.search(r'\s', pieces[-1][2][-1:] + text[0]):
+            a, _, head = pieces.pop()
+            text = head + text
+        if text:
+            pieces.append((a, b, text))
+    return pieces
 
 # ----------------------------------------------------------------------------------------------
 # Whisper, on batches of chunks of one video

@@ -208,7 +208,7 @@ go<00:00:03.000><c> again</c> [Music]
 )
 def test_sidecars(tmp_path, name, content, want):
     (tmp_path / name).write_text(content)
-    assert read_sidecar(str(tmp_path / name)) == want
+    assert read_sidecar(str(tmp_path / name), collections.Counter()) == want
 
 
 @pytest.mark.parametrize(
@@ -223,7 +223,7 @@ def test_sidecars(tmp_path, name, content, want):
 def test_bad_sidecars(tmp_path, name, content, cause):
     (tmp_path / name).write_text(content)
     with pytest.raises(sources.Bad) as e:
-        read_sidecar(str(tmp_path / name))
+        read_sidecar(str(tmp_path / name), collections.Counter())
     assert e.value.cause == cause
 
 
