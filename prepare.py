@@ -188,34 +188,45 @@ def read_video(item, cfg, count, out):
     duration_ms = round(1000 * max(length, frames[-1, 0] / 1000))
     frames[-1, 1] = frames[-1, 1] or duration_ms
 
-    segments, words_from = listen(item, sound, cfg, count)
+    segments, about = listen(item, sound, cfg, count)
     segments = [s for s in segments if s[0] * 1000 < duration_ms]
     if not segments and not cfg.keep_silent:
         raise Bad('no_speech', f'{name}: no words were heard, or none in time')
     tokens, times = tokenise(segments, duration_ms)
     index |= dict(tokens=tokens, times=times)
-    return index, dict(duration=duration_ms / 1000, flags=flags, words_from=words_from)
+    return index, about | dict(duration=duration_ms / 1000, flags=flags)
 
 def listen(item, sound, cfg, count):
-    """-> segments, and where they are from."""
+    """-> segments, and for the row: where they are from, what was wrong with a sidecar."""
+    name = item['source']
+    wrong = Bad('no_text', f'{name}: no .vtt, .srt or .json3 of --language={cfg.language} beside it')
+    about = dict(words_from='sidecar')
     if item.get('sidecar') and cfg.text != 'whisper':
-        return read_sidecar(item['sidecar']), 'sidecar'
+        try:
+            return read_sidecar(item['sidecar'], count), about
+        except Bad as e:
+            wrong = e
+            about['message'] = str(e)
+            count['sidecar_failed'] += 1
     if cfg.text == 'sidecar' or sound.audio is None:
         if cfg.keep_silent:
-            return [], 'sidecar'
+            return [], about
         why = '--text=sidecar' if sound.audio else 'it has no audio track'
-        raise Bad('no_text', f"{item['source']}: no .vtt, .srt or .json3 beside it, and {why}")
+        raise Bad(wrong.cause, f'{wrong}, and {why}')
 
     # what was heard is kept: other image sizes need no second hearing
     how = sha256(cfg.whisper_model + cfg.language)[:8]
     heard = shard_path(cfg.root / 'words', item['key'], f'.{how}.json')
     if not heard.exists():
         counted = collections.Counter()
-        segments = transcribe(sound, item['key'], cfg, counted)
+        try:
+            segments = transcribe(sound, item['key'], cfg, counted)
+        except SystemExit as e:                    # no weights, which only this video needs
+            raise Bad(wrong.cause, f'{wrong}, and {e}') from None
         write_lines(heard, [json.dumps([segments, counted])])
     segments, counted = json.loads(heard.read_text())
     count.update(counted)
-    return segments, 'whisper'
+    return segments, about | dict(words_from='whisper')
 
 # ----------------------------------------------------------------------------------------------
 # all items, in processes of their own: one that crashes or hangs costs only its item
@@ -261,6 +272,8 @@ def process_all(items, cfg, bar):
         rows.append(row)
         if row['status'] == 'failed':
             bar.write(f"skipped ({row['cause']}): {row['message']}")
+        elif row.get('message'):
+            bar.write(f"without its captions: {row['message']}")
         bar.set_postfix_str(f'{len(rows)}/{len(items)} videos', refresh=False)
         bar.update(weight(item))
 

@@ -3,11 +3,14 @@
 A video or picture is an item: a dict with its key (a site's id, or a hash of the content: not the
 name), source, title and url, and what else is known of it: bytes, sidecar, captions, duration.
 """
-import hashlib, json, os, re, sys
+import functools, hashlib, json, os, re, sys, unicodedata
 from pathlib import Path
 
 EXTENSIONS = '.mp4 .m4v .mov .mkv .webm .avi .mpg .mpeg .ts .flv .ogv .wmv .3gp'.split()
 SIDECARS = '.json3', '.vtt', '.srt'
+NO_LANGUAGE = 'auto', 'cc', 'default', 'forced', 'orig', 'sdh', 'und'
+CAPTIONS_OF = (r'((?i:\.(?:auto|default|forced|orig|[a-z]{2,3}(?:[-_][-\w]*)?))*)'
+               r'(?i:(\.json3|\.vtt|\.srt))')       # after the name of a video
 REMOTE = re.compile(r'https?://|\w+search\d*:')
 
 class Bad(Exception):
@@ -34,7 +37,7 @@ def find_items(inputs, pairs, cfg, known, online=True):
                 items |= {i['key']: i for i in found if i['key'] not in items}
                 continue
             row['title'] = path.stem
-            item = row | find_file(path)
+            item = row | find_file(path, cfg.language)
             first = items.setdefault(item['key'], item)
             if first is not item:
                 raise Bad('duplicate', f"{path}: the same file as {first['source']}")
@@ -84,7 +87,7 @@ def read_rows(path):
     except (OSError, ValueError) as e:
         sys.exit(f'error: {path}: {e}')
 
-def find_file(path):
+def find_file(path, language):
     """-> what an item has of a file."""
     if not os.path.isfile(path):
         raise Bad('not_found', f'{path}: no such file')
@@ -93,7 +96,7 @@ def find_file(path):
         raise Bad('empty', f'{path}: 0 bytes')
     if not os.access(path, os.R_OK):
         raise Bad('unreadable', f'{path}: permission denied')
-    return dict(key=content_key(path), bytes=size, sidecar=sidecar(path))
+    return dict(key=content_key(path), bytes=size, sidecar=sidecar(path, language))
 
 def content_key(path):
     """file:<hash of the size and of the first and last megabyte>: the same for copies."""
@@ -104,12 +107,41 @@ def content_key(path):
         digest.update(f.read())
     return 'file:' + digest.hexdigest()[:40]
 
-def sidecar(path):
-    """talk.mp4 -> the talk.json3, talk.vtt or talk.srt beside it, also talk.en.vtt; '': none."""
-    stem = re.sub(r'([\[\]*?])', r'[\1]', path.stem)
-    beside = [p for p in path.parent.glob(stem + '.*') if p.suffix.lower() in SIDECARS]
-    beside.sort(key=lambda p: (SIDECARS.index(p.suffix.lower()), len(p.name), p.name))
-    return str(beside[0]) if beside else ''
+@functools.lru_cache(8)
+def listing(folder, changed):
+    """-> {name in NFC: path} of all in a folder, the stems of the videos among them."""
+    names = {unicodedata.normalize('NFC', path.name): path for path in folder.glob('*')}
+    parted = map(os.path.splitext, names)
+    return names, {stem for stem, kind in parted if kind.lower() in EXTENSIONS}
+
+def sidecar(path, language):
+    """The captions beside talk.mp4: talk.vtt, talk.mp4.srt, talk.en-US.json3; never those of another
+    video, nor of another language if the name tells it. '': none."""
+    names, videos = listing(path.parent, path.parent.stat().st_mtime_ns)
+    own, kind = os.path.splitext(unicodedata.normalize('NFC', path.name))
+    stem = re.sub(r'(?<=.)\.f\d{2,3}(-\w+)?$', '', own)    # talk.f137.mp4: the sound is elsewhere
+    if stem in videos:
+        stem = own
+    parts = map(re.escape, (stem, own[len(stem):], kind))
+    pattern = re.compile('{}(?:{})?(?:{})?'.format(*parts) + CAPTIONS_OF)
+    found = []
+    for name, beside in names.items():
+        match = pattern.fullmatch(name)
+        if match and not any(name.startswith(v + '.') for v in videos if own != v > stem):
+            tags = match[1].lower().split('.')[1:]
+            partly = not {'auto', 'forced'}.isdisjoint(tags)
+            order = unlike(tags, language), partly, SIDECARS.index(match[2].lower()), len(name)
+            found.append((*order, str(beside)))
+    return min((f for f in found if f[0] < 2), default=[''])[-1]
+
+def unlike(tags, language):
+    """Whose captions with these tags are: 0 of the language, 1 of none named, 2 of another."""
+    tag = next((tag for tag in tags if tag not in NO_LANGUAGE), '')
+    code = re.split('[-_]', tag)[0]
+    if len(code) == 3:
+        from yt_dlp.utils import ISO639Utils
+        code = ISO639Utils.long2short(code) or code
+    return 0 if language in ('any', code) else 1 + bool(tag)
 
 def find_pairs(name, items):
     """Add the pictures of an image-caption list to items -> rows of the entries that are none."""
@@ -182,7 +214,7 @@ def downloader(cfg, **options):
         match_filter=yt_dlp.match_filter_func(which), noplaylist=True, max_filesize=2 << 30,
         # captions
         writesubtitles=cfg.text != 'whisper', writeautomaticsub=cfg.auto_captions,
-        subtitleslangs=['all' if cfg.language == 'any' else f'{cfg.language}.*'],
+        subtitleslangs=['all', '-live_chat'] if cfg.language == 'any' else [f'{cfg.language}.*'],
         subtitlesformat='json3/vtt/srt',
         extractor_args=dict(youtube=dict(skip=['translated_subs'])),
         # a line that fails
@@ -260,11 +292,13 @@ def fetch(item, cfg, folder):
         if not media:
             why = ydl.params['logger'].said or 'nothing to download'
             raise Bad('filtered', f"{item['url']}: {why}")
-    captions = [c.get('filepath') or '' for c in (info.get('requested_subtitles') or {}).values()]
-    captions = [c for c in captions if os.path.exists(c)]
+    captions = []
+    for tag, about in (info.get('requested_subtitles') or {}).items():
+        if os.path.exists(name := about.get('filepath') or ''):
+            captions.append((unlike([tag.lower()], cfg.language), len(tag), name))
     said = 'license channel_id upload_date language'.split()
     return item | {k: info[k] for k in said if info.get(k)} | dict(
-        media=media, sidecar=min(captions, key=len, default=''),
+        media=media, sidecar=min(captions, default=[''])[-1],
         title=info.get('title') or item['title'], bytes=sum(map(os.path.getsize, media)))
 
 def check_javascript():

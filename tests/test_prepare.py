@@ -227,18 +227,6 @@ def test_bad_sidecars(tmp_path, name, content, cause):
     assert e.value.cause == cause
 
 
-def test_the_sidecar_of_a_video_is_found(tmp_path):
-    for name in ('a[1].mp4', 'a[1].en.vtt', 'ab.vtt', 'a1.vtt', 'b.mp4', 'b.srt', 'b.json3'):
-        (tmp_path / name).touch()
-    assert sources.sidecar(tmp_path / 'a[1].mp4').endswith('a[1].en.vtt') and sources.sidecar(
-        tmp_path / 'b.mp4'
-    ).endswith('b.json3')
-    assert (
-        sources.sidecar(tmp_path / 'ab.mp4').endswith('ab.vtt')
-        and sources.sidecar(tmp_path / 'c.mp4') == ''
-    )
-
-
 def test_each_token_has_its_share_of_the_time():
     encoding = gpt2_encoding()
     tokens, times = tokenise([(1.0, 3.0, 'abcd efgh'), (2.5, 9.0, 'late words')], 5000)
