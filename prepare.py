@@ -199,7 +199,7 @@ def read_video(item, cfg, count, out):
 def listen(item, sound, cfg, count):
     """-> segments, and for the row: where they are from, what was wrong with a sidecar."""
     name = item['source']
-    wrong = Bad('no_text', f'{name}: no .vtt, .srt or .json3 of --language={cfg.language} beside it')
+    wrong = Bad('no_text', f'{name}: no .vtt, .srt or .json3 in {cfg.language} beside it')
     about = dict(words_from='sidecar')
     if item.get('sidecar') and cfg.text != 'whisper':
         try:

@@ -8,9 +8,8 @@ from pathlib import Path
 
 EXTENSIONS = '.mp4 .m4v .mov .mkv .webm .avi .mpg .mpeg .ts .flv .ogv .wmv .3gp'.split()
 SIDECARS = '.json3', '.vtt', '.srt'
-NO_LANGUAGE = 'auto', 'cc', 'default', 'forced', 'orig', 'sdh', 'und'
-CAPTIONS_OF = (r'((?i:\.(?:auto|default|forced|orig|[a-z]{2,3}(?:[-_][-\w]*)?))*)'
-               r'(?i:(\.json3|\.vtt|\.srt))')       # after the name of a video
+CAPTIONS_OF = (r'(?i:\.(?:auto|cc|default|forced|orig|sdh|und)|\.([a-z]{2,3})(?:[-_][-\w]*)?)*'
+               r'(?i:(\.json3|\.vtt|\.srt))')      # after the name of a video
 REMOTE = re.compile(r'https?://|\w+search\d*:')
 
 class Bad(Exception):
@@ -115,8 +114,8 @@ def listing(folder, changed):
     return names, {stem for stem, kind in parted if kind.lower() in EXTENSIONS}
 
 def sidecar(path, language):
-    """The captions beside talk.mp4: talk.vtt, talk.mp4.srt, talk.en-US.json3; never those of another
-    video, nor of another language if the name tells it. '': none."""
+    """The captions beside talk.mp4: talk.vtt, talk.mp4.srt, talk.en-US.json3; never of another
+    video, nor of another language. '': none."""
     names, videos = listing(path.parent, path.parent.stat().st_mtime_ns)
     own, kind = os.path.splitext(unicodedata.normalize('NFC', path.name))
     stem = re.sub(r'(?<=.)\.f\d{2,3}(-\w+)?$', '', own)    # talk.f137.mp4: the sound is elsewhere
@@ -128,20 +127,19 @@ def sidecar(path, language):
     for name, beside in names.items():
         match = pattern.fullmatch(name)
         if match and not any(name.startswith(v + '.') for v in videos if own != v > stem):
-            tags = match[1].lower().split('.')[1:]
-            partly = not {'auto', 'forced'}.isdisjoint(tags)
-            order = unlike(tags, language), partly, SIDECARS.index(match[2].lower()), len(name)
-            found.append((*order, str(beside)))
-    return min((f for f in found if f[0] < 2), default=[''])[-1]
+            code = (match[1] or '').lower()
+            partly = bool(re.search(r'\.(auto|forced)\.', name.lower()))
+            if speaks(code, language):
+                order = not code, partly, SIDECARS.index(match[2].lower()), len(name)
+                found.append((*order, str(beside)))
+    return min(found, default=[''])[-1]
 
-def unlike(tags, language):
-    """Whose captions with these tags are: 0 of the language, 1 of none named, 2 of another."""
-    tag = next((tag for tag in tags if tag not in NO_LANGUAGE), '')
-    code = re.split('[-_]', tag)[0]
+def speaks(code, language):
+    """Whether captions that name this language, or none, will do."""
     if len(code) == 3:
         from yt_dlp.utils import ISO639Utils
         code = ISO639Utils.long2short(code) or code
-    return 0 if language in ('any', code) else 1 + bool(tag)
+    return language == 'any' or code in ('', language)
 
 def find_pairs(name, items):
     """Add the pictures of an image-caption list to items -> rows of the entries that are none."""
@@ -295,7 +293,7 @@ def fetch(item, cfg, folder):
     captions = []
     for tag, about in (info.get('requested_subtitles') or {}).items():
         if os.path.exists(name := about.get('filepath') or ''):
-            captions.append((unlike([tag.lower()], cfg.language), len(tag), name))
+            captions.append((not speaks(tag[:2], cfg.language), len(tag), name))
     said = 'license channel_id upload_date language'.split()
     return item | {k: info[k] for k in said if info.get(k)} | dict(
         media=media, sidecar=min(captions, default=[''])[-1],

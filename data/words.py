@@ -9,7 +9,7 @@ from data.tokens import EOT, gpt2_encoding
 
 CLOCK = r'(?:(\d+):)?(\d{1,2}):(\d{1,2})(?:[.,:;](\d*))?'             # h, m, s, fraction
 MARKUP = re.compile(r'</?(?:[bcisuv]|font|lang|rt|ruby|span)(?:[.\s][^<>]*)?/?>', re.I)
-UNSEEN = r'[\u00ad\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\ufeff]|\{\\[^{}]*\}'     # {\an8}
+UNSEEN = r'\0[^\0]*\0|\{\\[^{}]*\}|[\u00ad\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\ufeff]'
 NOT_SPOKEN = (r'<br\s*/?>|\[[^\]]*\]|\([^)]*\)'    # [Music], (applause)
               r'|[\u2669-\u266f]+[^\u2669-\u266f]*[\u2669-\u266f]+|[\u2669-\u266f]'     # notes
               r'|>>+|https?://\S+')                # speaker marks, links
@@ -20,7 +20,7 @@ def clean(text):
     return ' '.join(re.sub(NOT_SPOKEN, ' ', text).split())
 
 def read_sidecar(path, count):
-    """A .vtt, .srt or YouTube .json3 -> segments; counts what cannot be read of it."""
+    """A .vtt, .srt or YouTube .json3 -> segments; counts the cues that cannot be read."""
     read = read_json3 if path.lower().endswith('.json3') else read_cues
     try:
         segments = once(read(decode(Path(path).read_bytes()), count))
@@ -37,33 +37,30 @@ def read_sidecar(path, count):
 codecs.register_error('windows', lambda e: (e.object[e.start:e.end].decode('cp1252'), e.end))
 
 def decode(raw):
-    """By the mark, else UTF-8; bytes that are not are Windows-1252, if they look like it."""
-    marks = {codecs.BOM_UTF32_LE: 'utf-32', codecs.BOM_UTF32_BE: 'utf-32',
-             codecs.BOM_UTF16_LE: 'utf-16', codecs.BOM_UTF16_BE: 'utf-16'}
-    encoding = next((e for mark, e in marks.items() if raw.startswith(mark)), 'utf-8-sig')
+    """By the mark, else UTF-8, and bytes that are not as Windows-1252."""
+    encoding = {b'\xff\xfe': 'utf-16', b'\xfe\xff': 'utf-16'}.get(raw[:2], 'utf-8-sig')
     text = raw.decode(encoding, 'windows')
-    if 2 * len(re.findall('[\xc0-\xff]', text)) > len(re.findall(r'[^\W\d_]', text)):
-        raise ValueError('of another alphabet and not UTF-8; save it as that')
+    if len(re.findall('[À-ÿ]', text)) > len(re.findall('[A-Za-z]', text)):
+        raise ValueError('not UTF-8 but another alphabet; save it as UTF-8')
     return text
 
 def read_json3(raw, count):
-    """-> cues: the times (n + 1) between which their texts (n) are shown."""
+    """-> cues (begin_s, end_s, text); in the text, \0seconds\0 where the next word begins."""
     cues = []
     for event in json.loads(raw)['events']:
-        words = event.get('segs', []) if isinstance(event, dict) else [event]
-        times, texts = [], []
-        for word in words if isinstance(words, list) else [words]:
+        text = ''
+        for word in event.get('segs') or () if isinstance(event, dict) else [event]:
             try:
                 if event.get('aAppend'):           # the line break that rolls
                     break
-                begin = round(event['tStartMs'] + (word.get('tOffsetMs') or 0)) / 1000
-                end = round(event['tStartMs'] + (event.get('dDurationMs') or 0)) / 1000
-                texts.append(MARKUP.sub('', word.get('utf8', '')))
-                times.append(begin)
+                begin = round(event['tStartMs'])
+                end = begin + round(event.get('dDurationMs') or 0)
+                at = begin + round(word.get('tOffsetMs') or 0)
+                text += f'\0{at / 1000}\0' + word.get('utf8', '')
             except (AttributeError, KeyError, OverflowError, TypeError, ValueError):
                 count['cues_unread'] += 1
-        if texts:
-            cues.append(([*times, end], texts))
+        if text:
+            cues.append((begin / 1000, end / 1000, text))
     return cues
 
 def read_cues(raw, count):
@@ -74,58 +71,47 @@ def read_cues(raw, count):
     if raw.startswith('\nWEBVTT'):
         name += r'|\n\n.+'
         raw = re.sub(r'(?s)\n\n(WEBVTT|NOTE|STYLE|REGION)\b.*?(?=\n\n|\n[^\n]*-->|\Z)', '', raw)
-    parts = re.split(rf'(?:{name})?\n(.*-->.*)', raw)
+    shown = rf'.*?(?<![-\w.,:;]){CLOCK}\s*-->\s*{CLOCK}(?![.,:;]?\w).*'
+    parts = re.split(rf'(?:{name})?\n(?:{shown}|.*-->.*)', raw)
     cues = []
-    for line, text in zip(parts[1::2], parts[2::2]):
-        shown = re.search(rf'(?<![-\w.,:;]){CLOCK}\s*-->\s*{CLOCK}(?![.,:;]?\w)', line)
-        if not shown:
+    for i in range(1, len(parts), 9):              # two clocks, a text
+        if parts[i + 1]:
+            # <00:00:01.500><c> word</c>: words with their own times
+            text = re.sub(f'<{CLOCK}>', lambda m: f'\0{seconds(*m.groups())}\0', parts[i + 8])
+            cues.append((seconds(*parts[i:i + 4]), seconds(*parts[i + 4:i + 8]), text))
+        else:
             count['cues_unread'] += 1
-            continue
-
-        # <00:00:01.500><c> word</c>: words with their own times
-        found = re.split(f'<{CLOCK}>', MARKUP.sub('', text))
-        clocks = [shown.groups()[:4], *zip(*(found[i::5] for i in range(1, 5))), shown.groups()[4:]]
-        cues.append(([seconds(*clock) for clock in clocks], found[::5]))
     return cues
 
 def seconds(h, m, s, fraction):
     return 3600 * int(h or 0) + 60 * int(m) + int(s) + float(f'0.{fraction or 0}')
 
 def once(cues):
-    """Cues -> segments. Where captions roll, lines are shown again: of each cue what is new."""
+    """Cues -> segments. Where captions roll, each shows again lines of the one before."""
     before, again = [], []
-    rolls = 0
-    for times, texts in cues:
-        lines = [line for line in map(clean, ''.join(texts).split('\n')) if line]
+    spoken = rolls = 0
+    for begin, end, text in cues:
+        lines = [line for line in map(clean, text.split('\n')) if line]
         now = ' '.join(lines) + ' '
         tails = (' '.join(before[i:]) + ' ' for i in range(len(before)))
         tail = next(filter(now.startswith, tails), '')
         again.append(len(tail.split()))
-        if tail:
-            short = 0 < times[-1] - times[0] < .05
-            rolls += 2 if short else tail != now
+        spoken += bool(lines)
+        rolls += bool(tail) and (tail != now or 0 < end - begin < .05)      # else it was said twice
         before = lines
 
     segments = []
-    for (times, texts), old in zip(cues, again):
-        old *= 2 * rolls > len(cues)
-        for a, b, text in whole_words(times, texts):
-            words = clean(text).split()
+    for (begin, end, text), old in zip(cues, again):
+        old *= 2 * rolls >= spoken                 # words
+        # not where the next word is the rest of this one
+        parts = re.split(r'(?:(?<!\S)|(?=\0[^\0]*\0\s))\0([^\0]*)\0', MARKUP.sub('', text))
+        times = [begin, *map(float, parts[1::2]), end]
+        for a, b, part in zip(times, times[1:], parts[::2]):
+            words = clean(part).split()
             if words[old:]:
                 segments.append((a, b, ' '.join(words[old:])))
             old = max(0, old - len(words))
     return segments
-
-def whole_words(times, texts):
-    """-> (begin, end, text) of each text; one that begins inside a word goes with it."""
-    pieces = []
-    for a, b, text in zip(times, times[1:], texts):
-        if pieces and text and not re.search(r'\s', pieces[-1][2][-1:] + text[0]):
-            a, _, head = pieces.pop()
-            text = head + text
-        if text:
-            pieces.append((a, b, text))
-    return pieces
 
 # ----------------------------------------------------------------------------------------------
 # Whisper, on batches of chunks of one video
