@@ -128,9 +128,8 @@ def sidecar(path, language):
         match = pattern.fullmatch(name)
         if match and not any(name.startswith(v + '.') for v in videos if own != v > stem):
             code = (match[1] or '').lower()
-            partly = bool(re.search(r'\.(auto|forced)\.', name.lower()))
+            order = not code, match.start(2), SIDECARS.index(match[2].lower())
             if speaks(code, language):
-                order = not code, partly, SIDECARS.index(match[2].lower()), len(name)
                 found.append((*order, str(beside)))
     return min(found, default=[''])[-1]
 
@@ -290,10 +289,9 @@ def fetch(item, cfg, folder):
         if not media:
             why = ydl.params['logger'].said or 'nothing to download'
             raise Bad('filtered', f"{item['url']}: {why}")
-    captions = []
-    for tag, about in (info.get('requested_subtitles') or {}).items():
-        if os.path.exists(name := about.get('filepath') or ''):
-            captions.append((not speaks(tag[:2], cfg.language), len(tag), name))
+    captions = (info.get('requested_subtitles') or {}).items()
+    captions = [(tag != info.get('language'), len(tag), c['filepath']) for tag, c in captions
+                if os.path.exists(c.get('filepath') or '')]
     said = 'license channel_id upload_date language'.split()
     return item | {k: info[k] for k in said if info.get(k)} | dict(
         media=media, sidecar=min(captions, default=[''])[-1],

@@ -92,9 +92,9 @@ def once(cues):
     spoken = rolls = 0
     for begin, end, text in cues:
         lines = [line for line in map(clean, text.split('\n')) if line]
-        now = ' '.join(lines) + ' '
-        tails = (' '.join(before[i:]) + ' ' for i in range(len(before)))
-        tail = next(filter(now.startswith, tails), '')
+        now = ' '.join([*lines, ''])
+        tails = [' '.join([*before[i:], '']) for i in range(len(before))]
+        tail = max(filter(now.startswith, tails), key=len, default='')
         again.append(len(tail.split()))
         spoken += bool(lines)
         rolls += bool(tail) and (tail != now or 0 < end - begin < .05)      # else it was said twice
@@ -103,7 +103,7 @@ def once(cues):
     segments = []
     for (begin, end, text), old in zip(cues, again):
         old *= 2 * rolls >= spoken                 # words
-        # not where the next word is the rest of this one
+        # a time within a word is none
         parts = re.split(r'(?:(?<!\S)|(?=\0[^\0]*\0\s))\0([^\0]*)\0', MARKUP.sub('', text))
         times = [begin, *map(float, parts[1::2]), end]
         for a, b, part in zip(times, times[1:], parts[::2]):

@@ -699,7 +699,7 @@ def test_lists_of_nonsense(tmp_path):
         items, refused = sources.find_items(
             [str(tmp_path / 'list.txt')],
             str(tmp_path / 'pairs.json'),
-            types.SimpleNamespace(all_files=False),
+            types.SimpleNamespace(all_files=False, language='en'),
             [],
         )
     finally:
