@@ -59,9 +59,9 @@ same_bits = 6                    # near-duplicate: at most so many of 64 dHash b
 again_bits = 3                   # last kept frame's, or from any of the last 64 (title cards),
 same_level = 24                  # and no cell of a 36 x 32 grey thumbnail by more of 255
 # words
-text: Literal['auto', 'sidecar', 'whisper'] = 'auto'    # auto: a sidecar if there is one
+text: Literal['auto', 'sidecar', 'whisper'] = 'auto'    # auto: captions that can be read
 whisper_model = 'auto'           # tiny.en ... turbo, or a .pt; auto: turbo on CUDA, else base.en
-language = 'en'                  # keep speech in this language (multilingual models vote), or any
+language = 'en'                  # captions, speech (multilingual models vote) in this, or any
 whisper_batch = 16               # 30-second chunks decoded together; 64 on a large GPU
 keep_silent = False              # keep videos without words (image-only training)
 # running

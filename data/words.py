@@ -7,7 +7,7 @@ import numpy as np
 from data.sources import Bad
 from data.tokens import EOT, gpt2_encoding
 
-CLOCK = r'(?:(\d+):)?(\d{1,2}):(\d{1,2})(?:[.,:;](\d*))?'             # h, m, s, fraction
+CLOCK = r'(?:(\d{1,3}):)?(\d{1,2}):(\d{1,2})(?:[.,:;](\d*))?'             # h, m, s, fraction
 MARKUP = re.compile(r'</?(?:[bcisuv]|font|lang|rt|ruby|span)(?:[.\s][^<>]*)?/?>', re.I)
 UNSEEN = r'\0[^\0]*\0|\{\\[^{}]*\}|[\u00ad\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\ufeff]'
 NOT_SPOKEN = (r'<br\s*/?>|\[[^\]]*\]|\([^)]*\)'    # [Music], (applause)
@@ -23,7 +23,7 @@ def read_sidecar(path, count):
     """A .vtt, .srt or YouTube .json3 -> segments; counts the cues that cannot be read."""
     read = read_json3 if path.lower().endswith('.json3') else read_cues
     try:
-        segments = once(read(decode(Path(path).read_bytes()), count))
+        segments = once(read(decode(Path(path).read_bytes(), count), count))
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise Bad('bad_sidecar', f'{path}: {type(e).__name__} {e}') from None
     segments.sort(key=lambda segment: segment[0])
@@ -36,12 +36,16 @@ def read_sidecar(path, count):
 
 codecs.register_error('windows', lambda e: (e.object[e.start:e.end].decode('cp1252'), e.end))
 
-def decode(raw):
-    """By the mark, else UTF-8, and bytes that are not as Windows-1252."""
+def decode(raw, count):
+    """By the mark, else UTF-8; bytes that are not, which is counted, as Windows-1252."""
     encoding = {b'\xff\xfe': 'utf-16', b'\xfe\xff': 'utf-16'}.get(raw[:2], 'utf-8-sig')
+    try:
+        return raw.decode(encoding)
+    except UnicodeDecodeError:
+        count['sidecar_not_utf8'] += 1
     text = raw.decode(encoding, 'windows')
     if len(re.findall('[À-ÿ]', text)) > len(re.findall('[A-Za-z]', text)):
-        raise ValueError('not UTF-8 but another alphabet; save it as UTF-8')
+        raise ValueError('not UTF-8, and another alphabet: save it as UTF-8')
     return text
 
 def read_json3(raw, count):
@@ -98,7 +102,7 @@ def once(cues):
         again.append(len(tail.split()))
         spoken += bool(lines)
         rolls += bool(tail) and (tail != now or 0 < end - begin < .05)      # else it was said twice
-        before = lines
+        before = lines[-9:]
 
     segments = []
     for (begin, end, text), old in zip(cues, again):
