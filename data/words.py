@@ -49,7 +49,7 @@ def decode(raw, count):
     return text
 
 def read_json3(raw, count):
-    """-> cues (begin_s, end_s, text); in the text, \0seconds\0 where the next word begins."""
+    """-> cues (begin_s, end_s, text). Between NULs in the text: when the word after it begins."""
     cues = []
     for event in json.loads(raw)['events']:
         text = ''
@@ -95,20 +95,21 @@ def once(cues):
     before, again = [], []
     spoken = rolls = 0
     for begin, end, text in cues:
-        lines = [line for line in map(clean, text.split('\n')) if line]
-        now = ' '.join([*lines, ''])
-        tails = [' '.join([*before[i:], '']) for i in range(len(before))]
-        tail = max(filter(now.startswith, tails), key=len, default='')
-        again.append(len(tail.split()))
+        lines = [line + ' ' for line in map(clean, text.split('\n')) if line]
+        while not ''.join(lines).startswith(''.join(before)):
+            before = before[1:]
+        again.append(len(''.join(before).split()))
         spoken += bool(lines)
-        rolls += bool(tail) and (tail != now or 0 < end - begin < .05)      # else it was said twice
+        if before and (before != lines or 0 < end - begin < .05):      # else it was said twice
+            rolls += 1
         before = lines[-9:]
 
     segments = []
     for (begin, end, text), old in zip(cues, again):
-        old *= 2 * rolls >= spoken                 # words
+        if 2 * rolls < spoken:
+            old = 0
         # a time within a word is none
-        parts = re.split(r'(?:(?<!\S)|(?=\0[^\0]*\0\s))\0([^\0]*)\0', MARKUP.sub('', text))
+        parts = re.split(r'\0(?:(?<!\S\0)|(?=[^\0]*\0\s))([^\0]*)\0', MARKUP.sub('', text))
         times = [begin, *map(float, parts[1::2]), end]
         for a, b, part in zip(times, times[1:], parts[::2]):
             words = clean(part).split()
