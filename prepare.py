@@ -198,8 +198,7 @@ def read_video(item, cfg, count, out):
 
 def listen(item, sound, cfg, count):
     """-> segments, and for the row: where they are from, what was wrong with a sidecar."""
-    name = item['source']
-    wrong = Bad('no_text', f'{name}: no .vtt, .srt or .json3 in {cfg.language} beside it')
+    wrong = Bad('no_text', f"{item['source']}: no .vtt, .srt, .json3 in {cfg.language} beside it")
     about = dict(words_from='sidecar')
     if item.get('sidecar') and cfg.text != 'whisper':
         try:
@@ -270,10 +269,8 @@ def process_all(items, cfg, bar):
 
     def done(item, row):
         rows.append(row)
-        if row['status'] == 'failed':
-            bar.write(f"skipped ({row['cause']}): {row['message']}")
-        elif row.get('message'):
-            bar.write(f"without its captions: {row['message']}")
+        if row.get('message'):
+            bar.write(f"skipped ({row['cause'] or 'captions'}): {row['message']}")
         bar.set_postfix_str(f'{len(rows)}/{len(items)} videos', refresh=False)
         bar.update(weight(item))
 
