@@ -12,6 +12,7 @@ os.environ.setdefault('OMP_NUM_THREADS', '1')
 
 def pytest_addoption(parser):
     parser.addoption('--slow', action='store_true', help='also the slow tier')
+    parser.addoption('--cuda', action='store_true', help='also the tier of the null GPU')
 
 
 def pytest_collection_modifyitems(config, items):
