@@ -29,7 +29,7 @@ from data.shards import (Hashed, read_shard, sha256, shard_path, take_down, whol
 from data.sources import PASSING, Bad, check_javascript, fetch, find_items, read_rows
 from data.splits import marks, split_of, uploads
 from data.tokens import EOT, TOKENIZER_SHA256
-from data.video import Decoder, image_square, key_frames
+from data.video import Decoder, key_frames
 from data.words import load_whisper, read_sidecar, tokenise, transcribe
 
 # what goes in
@@ -151,7 +151,10 @@ def take_frames(found, cfg, out):
 
 def read_image(item, cfg, count, out):
     """One image with its captions, each closed by <|endoftext|>: a video without duration."""
-    index = take_frames([(0, 0, [], image_square(item['source'], cfg.image_size))], cfg, out)
+    from data.pictures import middle_square, read_picture
+    size = cfg.image_size
+    picture = middle_square(read_picture(item['source'], size), size)
+    index = take_frames([(0, 0, [], picture)], cfg, out)
     count['frames_seen'] = count['frames_kept'] = 1
     captions = [' '.join(caption.split()) for caption in item['captions']]
     tokens = np.concatenate([tokenise([(0, 0, caption)], 0)[0] for caption in captions])

@@ -10,7 +10,7 @@ EXTENSIONS = '.mp4 .m4v .mov .mkv .webm .avi .mpg .mpeg .ts .flv .ogv .wmv .3gp'
 SIDECARS = '.json3', '.vtt', '.srt'
 REMOTE = re.compile(r'https?://|\w+search\d*:')
 
-class Bad(Exception):
+class Bad(ValueError):
     """An item that cannot be used: cause, a word to count by, and a message of what is wrong."""
     def __init__(self, cause, message):
         super().__init__(message)
