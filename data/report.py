@@ -41,7 +41,7 @@ def write_preview(root, n=24):
     rows.sort(key=lambda r: r['status'])
     page = jinja2.Template(source, autoescape=True).render(
         name=root.name, table=table(rows), cards=cards, rows=rows)
-    (root / 'preview.html').write_text(page, encoding='utf-8')
+    (root / 'preview.html').write_text(page, encoding='utf-8', errors='backslashreplace')
     print(f"wrote {root / 'preview.html'}")
 
 def card(data, i, rows):

@@ -17,7 +17,7 @@ class Decoder:
         self.bad = 0                               # packets
         self.end = 0.0
         try:
-            self.container = av.open(str(path))
+            self.container = av.open(f'file:{path}')       # a: b.mp4 is no protocol
         except (av.FFmpegError, OSError, ValueError) as e:
             raise Bad('not_media', f'{path}: cannot be opened as a video: {e}') from None
         streams = self.container.streams
