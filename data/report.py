@@ -10,18 +10,19 @@ from data.video import Decoder
 
 def table(rows, seconds=0):
     """Rows of videos.jsonl, and how long they took -> lines of text."""
-    ok = [r for r in rows if r['status'] == 'ok']
     causes = collections.Counter(r['cause'] or 'ok' for r in rows)
-    counts = collections.Counter()
-    for r in ok:
-        counts.update(r['counts'])
-
-    def listed(counter):
-        return ', '.join(f'{n} {what}' for what, n in sorted(counter.items()))
+    ok = [r for r in rows if r['status'] == 'ok']
     length = sum(r['duration'] for r in ok)
     speed = f' at {length / seconds:.0f} x real time' if seconds else ''
-    return (f'  videos  {listed(causes)}\n  length  {length / 3600:.2f} h{speed}\n'
-            f"  counts  {listed(counts)}\n  tokens  {sum(r['n_tokens'] for r in ok)}")
+    lines = ['  videos  ' + ', '.join(f'{n} {what}' for what, n in sorted(causes.items())),
+             f'  length  {length / 3600:.2f} h{speed}', f"  tokens  {sum(r['n_tokens'] for r in ok)}"]
+
+    # what was taken and left out inside them
+    for what in sorted({what for r in ok for what in r['counts']}):
+        each = [r['counts'].get(what, 0) for r in ok]
+        of = sum(n > 0 for n in each)
+        lines.append(f"{sum(each):10} {what.replace('_', ' ')}, in {of} of {len(ok)} videos")
+    return '\n'.join(lines)
 
 def write_preview(root, n=24):
     """root/preview.html: n random frames with the words around them, and what became of each
