@@ -22,7 +22,7 @@ import numpy as np
 
 from configurator import at_least, configure
 from data.arrays import CAPTIONS, FORMAT, patchify
-from data.check import problems
+from data.check import doubts, problems
 from data.report import estimate, table, write_preview
 from data.shards import (Hashed, read_shard, sha256, shard_path, take_down, whole,
                          write_lines)
@@ -442,7 +442,8 @@ def main(config):
     if cfg.check:
         found = problems(root)
         cure = 'to join the shards anew, delete meta.json and run prepare.py on it again'
-        print(*(found + [cure] if found else [f'{root}: all is as it should be']), sep='\n')
+        doubted = [] if found else [f'looks wrong: {sentence}' for sentence in doubts(root)]
+        print(*(found + [cure] if found else [f'{root}: whole, and in its format'] + doubted), sep='\n')
         sys.exit(bool(found))
     if cfg.preview:
         return write_preview(root)
