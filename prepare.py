@@ -152,8 +152,7 @@ def take_frames(found, cfg, out):
 def read_image(item, cfg, count, out):
     """One image with its captions, each closed by <|endoftext|>: a video without duration."""
     from data.pictures import middle_square, read_picture
-    size = cfg.image_size
-    picture = middle_square(read_picture(item['source'], size), size)
+    picture = middle_square(read_picture(item['source'], cfg.image_size), cfg.image_size)
     index = take_frames([(0, 0, [], picture)], cfg, out)
     count['frames_seen'] = count['frames_kept'] = 1
     captions = [' '.join(caption.split()) for caption in item['captions']]
@@ -441,9 +440,11 @@ def main(config):
     cfg.root = root = Path(cfg.data_dir) / cfg.dataset
     if cfg.check:
         found = problems(root)
-        cure = 'to join the shards anew, delete meta.json and run prepare.py on it again'
-        doubted = [] if found else [f'looks wrong: {sentence}' for sentence in doubts(root)]
-        print(*(found + [cure] if found else [f'{root}: whole, and in its format'] + doubted), sep='\n')
+        lines = found + ['to join the shards anew, delete meta.json and run prepare.py on it again']
+        if not found:
+            lines = [f'{root}: whole, and in its format']
+            lines += [f'looks wrong: {doubt}' for doubt in doubts(root)]
+        print(*lines, sep='\n')
         sys.exit(bool(found))
     if cfg.preview:
         return write_preview(root)

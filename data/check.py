@@ -102,7 +102,8 @@ def doubts(root):
             words = slice(int(video['token_start']), int(video['token_end']) - 1)
             shown = frames[int(video['frame_start']):int(video['frame_end'])]
             stands.append(shown['t_end_ms'] - shown['t_ms'])
-            looks.append([stands[-1].max(), *of_words(times[words], shown), repeated(tokens[words])])
+            shares = *of_words(times[words], shown), repeated(tokens[words])
+            looks.append([stands[-1].max(), *shares])
             names.append(sources[video['row']])
     if looks:
         looks = np.array(looks, float).T
@@ -113,8 +114,7 @@ def doubts(root):
                    + sentence.format(look.max()))
 
 def of_words(when, shown):
-    """The shares of a video's words, said at `when` (n,), that lie beyond all its pictures, and over
-    one of them, if they are many."""
+    """-> shares of words said at `when` (n,): beyond a video's pictures; over one, if of many."""
     n = max(1, len(when))
     first, after = (np.searchsorted(when, shown[edge]) for edge in ('t_ms', 't_end_ms'))
     outside = len(when) - (after[-1] - first[0])

@@ -8,16 +8,14 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from data.arrays import unpatchify
 from data.sources import Bad
 
-T = Image.Transpose
-TURNS = dict(enumerate((T.FLIP_LEFT_RIGHT, T.ROTATE_180, T.FLIP_TOP_BOTTOM, T.TRANSPOSE,
-                        T.ROTATE_270, T.TRANSVERSE, T.ROTATE_90), 2))      # by EXIF's orientation
+TURNS = dict(enumerate((0, 3, 1, 5, 4, 6, 2), 2))  # EXIF's orientation -> Image.Transpose
 CELL = 160                       # pixels: side of a picture on a sheet
 GAP = 8
 TOP = 30
 
 def read_picture(path, size=0):
-    """-> PIL RGB as `plain` makes it; Bad if it cannot be read. size: what it will be cut to, for a
-    JPEG can be decoded at a fraction of its own."""
+    """-> PIL RGB, as `plain` makes it, or Bad. size: of what it will be cut to, for a JPEG can be
+    decoded at a fraction of its own."""
     try:
         with Image.open(path) as picture:
             if size:
@@ -39,8 +37,8 @@ def plain(picture):
     return white
 
 def eight_bits(picture):
-    """Modes I;16, I and F -> L. White is the least of 1, 255 and 65535 that nothing exceeds, of 16
-    bits always 65535; but if values exceed that or are below 0, the range is their own."""
+    """Modes I;16, I, F -> L. White is the least of 1, 255, 65535 that nothing exceeds (of 16 bits
+    65535); where values are below 0 or exceed all, the range is their own."""
     pixels = np.asarray(picture).astype(float)
     pixels[pixels == picture.info.get('transparency')] = 65535
     pixels[~np.isfinite(pixels)] = 0

@@ -10,12 +10,13 @@ from data.video import Decoder
 
 def table(rows, seconds=0):
     """Rows of videos.jsonl, and how long they took -> lines of text."""
-    causes = collections.Counter(r['cause'] or 'ok' for r in rows)
     ok = [r for r in rows if r['status'] == 'ok']
+    causes = collections.Counter(r['cause'] or 'ok' for r in rows)
+    listed = ', '.join(f'{n} {what}' for what, n in sorted(causes.items()))
     length = sum(r['duration'] for r in ok)
     speed = f' at {length / seconds:.0f} x real time' if seconds else ''
-    lines = ['  videos  ' + ', '.join(f'{n} {what}' for what, n in sorted(causes.items())),
-             f'  length  {length / 3600:.2f} h{speed}', f"  tokens  {sum(r['n_tokens'] for r in ok)}"]
+    lines = [f'  videos  {listed}', f'  length  {length / 3600:.2f} h{speed}',
+             f"  tokens  {sum(r['n_tokens'] for r in ok)}"]
 
     # what was taken and left out inside them
     for what in sorted({what for r in ok for what in r['counts']}):

@@ -79,23 +79,20 @@ def read_names(path):
     return text.split('\n')
 
 def walk(top, all_files):
-    """-> the videos of a folder and of those below it, linked ones too, each folder once. Tells
-    what it passes over."""
+    """-> the videos in and below a folder; linked folders too, each once. Tells what is left."""
     found, seen = [], set()
     passed = collections.Counter()
-
-    def unreadable(error):
-        found.append(Path(error.filename))
-    for folder, below, names in os.walk(top, onerror=unreadable, followlinks=True):
+    for folder, below, names in os.walk(
+            top, onerror=lambda e: found.append(Path(e.filename)), followlinks=True):
         real = os.path.realpath(folder)
         if real in seen:
             below.clear()
             continue
         seen.add(real)
-        below.sort()
-        for path in (Path(folder, name) for name in names):
+        below.sort()                               # the same one of two links each time
+        for path in map(Path(folder).joinpath, names):
             kind = path.suffix.lower()
-            if kind not in SIDECARS and (all_files or kind in EXTENSIONS):
+            if kind in EXTENSIONS or all_files and kind not in SIDECARS:
                 found.append(path)
             elif kind not in SIDECARS:
                 passed[kind or 'without one'] += 1
