@@ -31,10 +31,13 @@ def plain(picture):
         picture = picture.transpose(TURNS[picture.getexif()[0x112]])
     if picture.mode[0] in 'IF':
         picture = eight_bits(picture)
-    clear = picture.convert('RGBA') if picture.has_transparency_data else None
-    white = Image.new('RGB', picture.size, 'white')
-    white.paste(clear or picture.convert('RGB'), mask=clear)
-    return white
+    if picture.has_transparency_data:
+        clear = picture.convert('RGBA')
+        picture = Image.new('RGB', picture.size, 'white')
+        picture.paste(clear, mask=clear)
+    picture = picture.convert('RGB')
+    picture.info = {}                              # or it would be turned again
+    return picture
 
 def eight_bits(picture):
     """Modes I;16, I, F -> L. White is the least of 1, 255, 65535 that nothing exceeds (of 16 bits
