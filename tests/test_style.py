@@ -7,7 +7,7 @@ import pytest
 from conftest import ROOT
 
 BUDGET = {  # lines as ruff formats them: were, at most
-    'configurator.py': (198, 221),
+    'configurator.py': (198, 222),
     'prepare.py': (2007, 680),
     'model.py': (1474, 1160),
     'train.py': (1179, 680),
