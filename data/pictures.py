@@ -22,7 +22,7 @@ def read_picture(path, size=0):
                 picture.draft('RGB', (size * 2, size * 2))
             return plain(picture)
     except Exception as e:                         # each format raises its own
-        raise Bad('not_media', f'{path}: not a readable picture: {e}') from None
+        raise Bad('not_media', f'{path} cannot be read as a picture ({e})') from None
 
 def plain(picture):
     """A PIL picture -> RGB, as people see it: upright, all of its range, on white."""

@@ -95,7 +95,7 @@ def test_a_picture_that_fails_while_it_is_read_is_told(tmp_path):
     Image.fromarray(np.zeros((64, 64), np.uint8)).save(tmp_path / 'a.png')
     raw = (tmp_path / 'a.png').read_bytes()
     (tmp_path / 'a.png').write_bytes(raw[:60])
-    with pytest.raises(sources.Bad, match='a.png: not a readable picture') as e:
+    with pytest.raises(sources.Bad, match='a.png cannot be read as a picture') as e:
         read_picture(tmp_path / 'a.png')
     assert e.value.cause == 'not_media'
 
