@@ -22,14 +22,14 @@ import numpy as np
 
 from configurator import at_least, configure
 from data.arrays import CAPTIONS, FORMAT, patchify
-from data.check import problems
+from data.check import doubts, problems
 from data.report import estimate, table, write_preview
 from data.shards import (Hashed, read_shard, sha256, shard_path, take_down, whole,
                          write_lines)
 from data.sources import PASSING, Bad, check_javascript, fetch, find_items, read_rows
 from data.splits import marks, split_of, uploads
 from data.tokens import EOT, TOKENIZER_SHA256
-from data.video import Decoder, image_square, key_frames
+from data.video import Decoder, key_frames
 from data.words import load_whisper, read_sidecar, tokenise, transcribe
 
 # what goes in
@@ -151,7 +151,9 @@ def take_frames(found, cfg, out):
 
 def read_image(item, cfg, count, out):
     """One image with its captions, each closed by <|endoftext|>: a video without duration."""
-    index = take_frames([(0, 0, [], image_square(item['source'], cfg.image_size))], cfg, out)
+    from data.pictures import middle_square, read_picture
+    picture = middle_square(read_picture(item['source'], cfg.image_size), cfg.image_size)
+    index = take_frames([(0, 0, [], picture)], cfg, out)
     count['frames_seen'] = count['frames_kept'] = 1
     captions = [' '.join(caption.split()) for caption in item['captions']]
     tokens = np.concatenate([tokenise([(0, 0, caption)], 0)[0] for caption in captions])
@@ -448,8 +450,11 @@ def main(config):
     cfg.root = root = Path(cfg.data_dir) / cfg.dataset
     if cfg.check:
         found = problems(root)
-        cure = 'to join the shards anew, delete meta.json and run prepare.py on it again'
-        print(*(found + [cure] if found else [f'{root}: all is as it should be']), sep='\n')
+        lines = found + ['to join the shards anew, delete meta.json and run prepare.py on it again']
+        if not found:
+            lines = [f'{root}: whole, and in its format']
+            lines += [f'looks wrong: {doubt}' for doubt in doubts(root)]
+        print(*lines, sep='\n')
         sys.exit(bool(found))
     if cfg.preview:
         return write_preview(root)

@@ -4,6 +4,11 @@ import hashlib, json
 import numpy as np
 
 EOT = 50256                      # <|endoftext|>, the last of GPT-2's tokens
+DOUBTS = (                       # from where on a video looks wrong, and what is said of it
+    (10, 'a picture stands {:.0f} times as long as the median of the set'),
+    (.25, '{:.0%} of the words are said before the first picture or after the last'),
+    (.5, '{:.0%} of the words are said while one picture stands'),
+    (.1, '{:.0%} of the words repeat those just before them'))
 
 def problems(root):
     """-> sentences, none if data/<dataset> is sound. Recomputes everything from the files alone."""
@@ -35,12 +40,15 @@ def file_problems(root, meta):
             if hashlib.file_digest(f, 'sha256').hexdigest() != about['sha256']:
                 yield f'{name}: its sha256 is not the one in meta.json'
 
-def split_problems(root, split, counts, image_size, rows):
-    """rows {number: row of videos.jsonl}: each video takes its own away."""
+def arrays(root, split):
     tokens = np.fromfile(root / f'{split}_tokens.bin', '<u2')
     times = np.fromfile(root / f'{split}_times.bin', '<u4').astype(np.int64)
     frames = np.load(root / f'{split}_frames.npy', allow_pickle=False)
-    videos = np.load(root / f'{split}_videos.npy', allow_pickle=False)
+    return tokens, times, frames, np.load(root / f'{split}_videos.npy', allow_pickle=False)
+
+def split_problems(root, split, counts, image_size, rows):
+    """rows {number: row of videos.jsonl}: each video takes its own away."""
+    tokens, times, frames, videos = arrays(root, split)
     found = dict(videos=len(videos), frames=len(frames), tokens=len(tokens))
     if found != counts or len(times) != len(tokens):
         yield 'counts differ from meta.json'
@@ -80,3 +88,44 @@ def video_problems(video, said, when, shown):
         first = np.flatnonzero((when >= middle) | (said == EOT))[0]
         if token - int(video['token_start']) != first:
             yield 'a frame does not point at the first token after its middle'
+
+# ----------------------------------------------------------------------------------------------
+
+def doubts(root):
+    """Yield what looks wrong in a set without problems. Image-caption lists have no times."""
+    with open(root / 'videos.jsonl', encoding='utf-8') as f:
+        sources = [json.loads(line)['source'] for line in f]
+    stands, looks, names = [], [], []
+    for split in json.loads((root / 'meta.json').read_text())['counts']:
+        tokens, times, frames, videos = arrays(root, split)
+        for video in videos[videos['flags'] & 1 == 0]:
+            words = slice(int(video['token_start']), int(video['token_end']) - 1)
+            shown = frames[int(video['frame_start']):int(video['frame_end'])]
+            stands.append(shown['t_end_ms'] - shown['t_ms'])
+            shares = *of_words(times[words], shown), repeated(tokens[words])
+            looks.append([stands[-1].max(), *shares])
+            names.append(sources[video['row']])
+    if looks:
+        looks = np.array(looks, float).T
+        looks[0] /= np.median(np.concatenate(stands))
+    for look, (limit, sentence) in zip(looks, DOUBTS):
+        if n := (look > limit).sum():
+            yield (f'{n} of {len(look)} videos, most of all {names[look.argmax()]}: '
+                   + sentence.format(look.max()))
+
+def of_words(when, shown):
+    """-> shares of words said at `when` (n,): beyond a video's pictures; over one, if of many."""
+    n = max(1, len(when))
+    first, after = (np.searchsorted(when, shown[edge]) for edge in ('t_ms', 't_end_ms'))
+    outside = len(when) - (after[-1] - first[0])
+    return outside / n, (after - first).max() / n * (n >= 300)
+
+def repeated(said):
+    """The share of the tokens (n,) that belong to a second copy, right after the first, of 4 to 64
+    of them: less may well be said twice."""
+    again = np.zeros(len(said), bool)
+    for n in range(4, min(64, len(said) // 2) + 1):
+        differs = np.concatenate([[0], np.cumsum(said[n:] != said[:-n])])
+        for first in np.flatnonzero(differs[n:] == differs[:-n]):
+            again[first + n:first + 2 * n] = True
+    return again.mean() if len(again) else 0

@@ -1,22 +1,54 @@
 """Pictures: read from files, cut to the model's square, laid out on a sheet."""
-import sys, textwrap
+import contextlib, sys, textwrap
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from data.arrays import unpatchify
+from data.sources import Bad
 
+TURNS = dict(enumerate((0, 3, 1, 5, 4, 6, 2), 2))  # EXIF's orientation -> Image.Transpose
 CELL = 160                       # pixels: side of a picture on a sheet
 GAP = 8
 TOP = 30
 
-def read_picture(path):
-    """-> PIL RGB, upright; ValueError if it cannot be read."""
+def read_picture(path, size=0):
+    """-> PIL RGB, as `plain` makes it, or Bad. size: of what it will be cut to, for a JPEG can be
+    decoded at a fraction of its own."""
     try:
-        return ImageOps.exif_transpose(Image.open(path)).convert('RGB')
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
-        raise ValueError(f'{path} cannot be read as a picture ({e})') from None
+        with Image.open(path) as picture:
+            if size:
+                picture.draft('RGB', (size * 2, size * 2))
+            return plain(picture)
+    except Exception as e:                         # each format raises its own
+        raise Bad('not_media', f'{path} cannot be read as a picture ({e})') from None
+
+def plain(picture):
+    """A PIL picture -> RGB, as people see it: upright, all of its range, on white."""
+    picture.load()
+    with contextlib.suppress(Exception):           # EXIF that cannot be read: as it is stored
+        picture = picture.transpose(TURNS[picture.getexif()[0x112]])
+    if picture.mode[0] in 'IF':
+        picture = eight_bits(picture)
+    if picture.has_transparency_data:
+        clear = picture.convert('RGBA')
+        picture = Image.new('RGB', picture.size, 'white')
+        picture.paste(clear, mask=clear)
+    picture = picture.convert('RGB')
+    picture.info = {}                              # or it would be turned again
+    return picture
+
+def eight_bits(picture):
+    """Modes I;16, I, F -> L. White is the least of 1, 255, 65535 that nothing exceeds (of 16 bits
+    65535); where values are below 0 or exceed all, the range is their own."""
+    pixels = np.asarray(picture).astype(float)
+    pixels[pixels == picture.info.get('transparency')] = 65535
+    pixels[~np.isfinite(pixels)] = 0
+    low, high = min(0, pixels.min()), pixels.max()
+    whites = [65535] if ';' in picture.mode else [1, 255, 65535]
+    high = next((white for white in whites if low == 0 and high <= white), high)
+    return Image.fromarray(np.uint8((pixels - low) * 255 / (high - low or 1) + .5))
 
 def open_pictures(where):
     """A file or a folder -> [(path, PIL picture)]; what cannot be read is told."""
@@ -32,9 +64,8 @@ def open_pictures(where):
     return found
 
 def middle_square(picture, size):
-    """A PIL picture -> its middle square, upright, (size, size, 3) uint8."""
-    upright = ImageOps.exif_transpose(picture).convert('RGB')
-    return np.asarray(ImageOps.fit(upright, (size, size), Image.Resampling.BOX))
+    """A PIL picture -> its middle square, (size, size, 3) uint8."""
+    return np.asarray(ImageOps.fit(plain(picture), (size, size), Image.Resampling.BOX))
 
 def as_picture(patches, p):
     """Patches (N, p * p * 3), a tensor of uint8 or of floats in [0, 1] -> (H, W, 3) in [0, 1]."""

@@ -12,16 +12,18 @@ def table(rows, seconds=0):
     """Rows of videos.jsonl, and how long they took -> lines of text."""
     ok = [r for r in rows if r['status'] == 'ok']
     causes = collections.Counter(r['cause'] or 'ok' for r in rows)
-    counts = collections.Counter()
-    for r in ok:
-        counts.update(r['counts'])
-
-    def listed(counter):
-        return ', '.join(f'{n} {what}' for what, n in sorted(counter.items()))
+    listed = ', '.join(f'{n} {what}' for what, n in sorted(causes.items()))
     length = sum(r['duration'] for r in ok)
     speed = f' at {length / seconds:.0f} x real time' if seconds else ''
-    return (f'  videos  {listed(causes)}\n  length  {length / 3600:.2f} h{speed}\n'
-            f"  counts  {listed(counts)}\n  tokens  {sum(r['n_tokens'] for r in ok)}")
+    lines = [f'  videos  {listed}', f'  length  {length / 3600:.2f} h{speed}',
+             f"  tokens  {sum(r['n_tokens'] for r in ok)}"]
+
+    # what was taken and left out inside them
+    for what in sorted({what for r in ok for what in r['counts']}):
+        each = [r['counts'].get(what, 0) for r in ok]
+        of = sum(n > 0 for n in each)
+        lines.append(f"{sum(each):10} {what.replace('_', ' ')}, in {of} of {len(ok)} videos")
+    return '\n'.join(lines)
 
 def write_preview(root, n=24):
     """root/preview.html: n random frames with the words around them, and what became of each
@@ -41,7 +43,7 @@ def write_preview(root, n=24):
     rows.sort(key=lambda r: r['status'])
     page = jinja2.Template(source, autoescape=True).render(
         name=root.name, table=table(rows), cards=cards, rows=rows)
-    (root / 'preview.html').write_text(page, encoding='utf-8')
+    (root / 'preview.html').write_text(page, encoding='utf-8', errors='backslashreplace')
     print(f"wrote {root / 'preview.html'}")
 
 def card(data, i, rows):

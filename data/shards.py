@@ -7,8 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
+from data.sources import read_names
+
 def sha256(key):
-    return hashlib.sha256(key.encode()).hexdigest()
+    return hashlib.sha256(key.encode(errors='backslashreplace')).hexdigest()
 
 def shard_path(root, key, ending='.shard'):
     name = sha256(key)[:40]                        # never from a title or an id
@@ -40,7 +42,7 @@ def whole(path):
 
 def write_lines(path, lines):
     with whole(path) as f:
-        f.writelines(f'{line}\n'.encode() for line in lines)
+        f.writelines(f'{line}\n'.encode(errors='surrogateescape') for line in lines)
 
 class Hashed:
     """A file that is written from its start to its end, and its sha256 on the way."""
@@ -63,10 +65,9 @@ class Hashed:
 def take_down(root, items, names):
     """--exclude: shards, words and media of these go, the keys are remembered -> what stays."""
     memory = root / 'excluded.txt'
-    gone = memory.read_text().splitlines() if memory.exists() else []
+    gone = read_names(memory) if memory.exists() else []
     for name in names:
-        listed = name.endswith('.txt')
-        gone += Path(name).read_text(errors='replace').splitlines() if listed else [name]
+        gone += read_names(name) if name.endswith('.txt') else [name]
     gone = {line.strip() for line in gone} - {''}
     for i in items:
         if gone & {i['key'], i['key'].split(':', 1)[1], i['url'], i['source']}:

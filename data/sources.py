@@ -3,16 +3,17 @@
 A video or picture is an item: a dict with its key (a site's id, or a hash of the content: not the
 name), source, title and url, and what else is known of it: bytes, sidecar, captions, duration.
 """
-import functools, hashlib, json, os, re, sys, unicodedata
+import collections, functools, hashlib, json, os, re, sys, unicodedata
 from pathlib import Path
 
-EXTENSIONS = '.mp4 .m4v .mov .mkv .webm .avi .mpg .mpeg .ts .flv .ogv .wmv .3gp'.split()
+EXTENSIONS = ('.mp4 .m4v .mov .mkv .webm .avi .mpg .mpeg .mpe .m2v .ts .mts .m2t .m2ts .vob .mxf '
+              '.flv .f4v .ogv .ogm .wmv .asf .3gp .3g2 .divx .rm .rmvb').split()
 SIDECARS = '.json3', '.vtt', '.srt'
 CAPTIONS_OF = (r'(?i:\.(?:auto|cc|default|forced|orig|sdh|und)|\.([a-z]{2,3})(?:[-_][-\w]*)?)*'
                r'(?i:(\.json3|\.vtt|\.srt))')      # after the name of a video
 REMOTE = re.compile(r'https?://|\w+search\d*:')
 
-class Bad(Exception):
+class Bad(ValueError):
     """An item that cannot be used: cause, a word to count by, and a message of what is wrong."""
     def __init__(self, cause, message):
         super().__init__(message)
@@ -38,7 +39,7 @@ def find_items(inputs, pairs, cfg, known, online=True):
             row['title'] = path.stem
             item = row | find_file(path, cfg.language)
             first = items.setdefault(item['key'], item)
-            if first is not item:
+            if first['source'] != row['source']:
                 raise Bad('duplicate', f"{path}: the same file as {first['source']}")
         except Bad as e:
             refused.append(row | dict(cause=e.cause, message=str(e)))
@@ -51,18 +52,16 @@ def expand(name, all_files, folder=Path(), within=()):
     `within`: the lists that it is named in. os.path, for no file can have some names."""
     path = folder / name
     kind = path.suffix.lower()
-    if REMOTE.match(name):                         # without the place in a page, but C# in a search
+    if REMOTE.match(name) and not os.path.lexists(path):
+        # without the place in a page, but C# in a search
         yield re.sub(r'(?<=.)#(?!!).*', '', name) if name.startswith('http') else name
     elif os.path.isdir(path):
-        for p in sorted(path.rglob('*')):
-            kind = p.suffix.lower()
-            if p.is_file() and kind not in SIDECARS and (all_files or kind in EXTENSIONS):
-                yield p
+        yield from walk(path, all_files)
     elif kind == '.txt' and os.path.isfile(path) and os.access(path, os.R_OK):
         if path.resolve() in within:               # a list that names itself
             return
         within = (*within, path.resolve())
-        for line in path.read_text(encoding='utf-8-sig', errors='replace').splitlines():
+        for line in read_names(path):
             if line.strip() and not line.startswith('#'):
                 yield from expand(line.strip(), all_files, path.parent, within)
     elif kind == '.jsonl' and os.path.isfile(path):
@@ -76,18 +75,55 @@ def expand(name, all_files, folder=Path(), within=()):
     else:
         yield path
 
+def read_names(path):
+    """The lines of a list of files, whose names may be no text: as os.fsdecode would have them."""
+    text = Path(path).read_text(encoding='utf-8-sig', errors='surrogateescape')
+    return text.split('\n')
+
+def walk(top, all_files):
+    """-> the videos in and below a folder; linked folders too, each once. Tells what is left."""
+    found, seen = [], set()
+    passed = collections.Counter()
+    for folder, below, names in os.walk(
+            top, onerror=lambda e: found.append(Path(e.filename)), followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:
+            below.clear()
+            continue
+        seen.add(real)
+        below.sort()                               # the same one of two links each time
+        for path in map(Path(folder).joinpath, names):
+            kind = path.suffix.lower()
+            if kind in EXTENSIONS or all_files and kind not in SIDECARS:
+                found.append(path)
+            elif kind not in SIDECARS:
+                passed[kind or 'without one'] += 1
+    if passed:
+        kinds = ', '.join(f'{n} {kind}' for kind, n in passed.most_common())
+        print(f'{top}: {passed.total()} files passed over by their endings ({kinds}); '
+              '--all_files tries them too')
+    return sorted(found)
+
 def read_rows(path):
     """The entries of a JSON list [...] or a JSONL file."""
+    where = path
     try:
         raw = Path(path).read_text(encoding='utf-8-sig')
         if raw.lstrip()[:1] == '[':
             return json.loads(raw)
-        return [json.loads(line) for line in raw.splitlines() if line.strip()]
-    except (OSError, ValueError) as e:
-        sys.exit(f'error: {path}: {e}')
+        rows = []
+        for number, line in enumerate(raw.split('\n'), 1):    # alone: a text may hold U+2028
+            where = f'{path}, line {number}'
+            if line.strip():
+                rows.append(json.loads(line))
+        return rows
+    except (OSError, ValueError, RecursionError) as e:
+        sys.exit(f'error: {where}: {e}')
 
 def find_file(path, language):
     """-> what an item has of a file."""
+    if os.path.isdir(path):
+        raise Bad('unreadable', f'{path}: the folder cannot be read')
     if not os.path.isfile(path):
         raise Bad('not_found', f'{path}: no such file')
     size = path.stat().st_size

@@ -1,4 +1,4 @@
-"""What is seen: a video -> its key frames; an image file."""
+"""What is seen: a video -> its key frames."""
 import contextlib, math
 
 import numpy as np
@@ -17,7 +17,7 @@ class Decoder:
         self.bad = 0                               # packets
         self.end = 0.0
         try:
-            self.container = av.open(str(path))
+            self.container = av.open(f'file:{path}')       # a: b.mp4 is no protocol
         except (av.FFmpegError, OSError, ValueError) as e:
             raise Bad('not_media', f'{path}: cannot be opened as a video: {e}') from None
         streams = self.container.streams
@@ -130,14 +130,3 @@ def key_frames(video, cfg, count):
             kept = kept[-63:] + [(grey, bits)]
             last_t = t
             yield round(t * 1000), flags, bits, square(frame, video.video, cfg.image_size)
-
-def image_square(path, size):
-    """An image file -> uint8 (size, size, 3): orientation applied, resized, centre crop."""
-    from PIL import Image, ImageOps
-    try:
-        with Image.open(path) as image:
-            image.draft('RGB', (size * 2, size * 2))   # a JPEG is decoded at a fraction of its size
-            image = ImageOps.exif_transpose(image).convert('RGB')
-            return np.asarray(ImageOps.fit(image, (size, size), Image.Resampling.BOX))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e:
-        raise Bad('not_media', f'{path}: not a readable image: {e}') from None
