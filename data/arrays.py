@@ -315,12 +315,14 @@ def draw_noise(key, it, first, count, n):
     words = words.reshape(count, steps * 8)[:, :n]
     return (words >> 8).astype(np.float32) * np.float32(2 ** -24)
 
-def mixture(weights, total):
-    """Which set each position of a global batch is of (total,): by weight, evenly interleaved."""
+def mixture(weights, total, it):
+    """Which set each position of a global batch is of (total,): by weight, evenly interleaved,
+    shifted by the iteration: a position has always the same part of the plan."""
     share = np.cumsum([0, *weights]) / np.sum(weights)
     counts = np.diff(np.round(share * total).astype(int))
     place = np.concatenate([(np.arange(n) + .5) / max(n, 1) for n in counts])
-    return np.repeat(np.arange(len(weights)), counts)[np.argsort(place, kind='stable')]
+    which = np.repeat(np.arange(len(weights)), counts)[np.argsort(place, kind='stable')]
+    return np.roll(which, it)
 
 def get_batch(sets, c, it, first, count, total, training=True):
     """Positions [first, first + count) of the `total` of iteration `it`, as host tensors: raw
@@ -341,7 +343,7 @@ def get_batch(sets, c, it, first, count, total, training=True):
         # drawn apart, for its width is the rank's batch
         noise_itm=draw_noise(lead.seed + 2 ** 32, it, first, count, count * c.has('itm')))
 
-    which = mixture([data.weight for data in sets], total)
+    which = mixture([data.weight for data in sets], total, it)
     for d, data in enumerate(sets):
         mine = which == d
         at = np.flatnonzero(mine[first:first + count])                 # its places in this batch

@@ -18,7 +18,7 @@ from data.arrays import (
     window_patches,
 )
 from data.tokens import build_keywords, build_vocab, gpt2_encoding
-from model import VLConfig
+from model import VLConfig, plan_positions
 from runs.muon import Muon, orthogonal
 
 DEFAULTS = {k: getattr(train, k) for k in knobs(vars(train))}
@@ -315,6 +315,17 @@ def test_sets_are_mixed_by_weight(scenes, knob, tmp_path):
         len(sets[1].sample(3 * len(sets[1].usable), 0)) == 0
         and len(opened(tmp_path, dataset='a,b', weights=(1.0, 0.0))[0]) == 1
     )
+
+
+@pytest.mark.parametrize('weights', [(0.5, 0.5), (0.75, 0.25)])
+@pytest.mark.parametrize('preset', ['simla', 'amm', 'full'])
+def test_each_set_learns_by_every_part(scenes, weights, preset):
+    """A position in a batch has the same part in every iteration, so the sets must move."""
+    sets, c, _ = opened(scenes, dataset='scenes,scenes', weights=weights)
+    parts = re.search(r"parts = '(.+)'", (ROOT / f'config/{preset}.py').read_text())[1]
+    of_set = torch.stack([get_batch(sets, c, it, 0, 16, 16)['video'] >> 32 for it in range(16)])
+    for name, at in plan_positions(parts, 16).items():
+        assert of_set[:, at].float().mean() == weights[1], name
 
 
 def test_evaluation_pairs_share_no_words(scenes):
