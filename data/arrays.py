@@ -239,12 +239,12 @@ class Frames:
         np.take(self.patches.view(np.ndarray), ids, axis=0, out=out, mode='clip')
 
     def pictures(self, ids, c, device):
-        """-> patches (B, N, P) uint8 of the model's size, from the middle, on the device."""
+        """-> patches (B, N, P) uint8 of the middle square of the model's size, on the device. To the
+        pixel, as the model reads pictures of elsewhere: it may begin within a stored patch."""
         import torch
-        raw = torch.from_numpy(self.patches[ids]).to(device)
-        middle = (self.meta['image_size'] - c.image_size) // self.meta['patch_size'] // 2
-        offset = torch.full((len(ids), 2), middle, device=device)
-        return window_patches(raw, offset, self.meta, c)
+        whole = unpatchify(torch.from_numpy(self.patches[ids]).to(device), self.meta['patch_size'])
+        a = (self.meta['image_size'] - c.image_size) // 2
+        return patchify(whole[:, a:a + c.image_size, a:a + c.image_size], c.patch_size)
 
     def read(self, ids, start, length, c, device):
         """-> patches (B, N, P) uint8, tokens (B, T), pad (B, 1 + T) with [CLS], on the device."""

@@ -50,8 +50,8 @@ def true_words(scene):
 
 def in_window(box, about, data, size):
     """A box in pixels of the video -> of the middle window of size pixels that the model sees."""
-    full, p = data.meta['image_size'], data.meta['patch_size']
-    return np.array(box) * full / about['size'] - (full - size) // p // 2 * p
+    full = data.meta['image_size']
+    return np.array(box) * full / about['size'] - (full - size) // 2
 
 def phrases(data, ids, size, truth):
     """Objects that are the only ones of their colour and shape -> rows of ids, phrases, boxes."""
