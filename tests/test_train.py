@@ -199,12 +199,11 @@ def test_caption_lists(tmp_path, knob):
     )
     data = Frames(tmp_path / 'data/scenes', 'train', 16, 1.0)
     ids = np.arange(len(data.frames))
-    for n, want in enumerate(['first of', 'second caption of', 'third']):
-        start, length = data.spans(ids, caption=n)
-        texts = [
-            gpt2_encoding().decode(data.tokens[s : s + k].tolist()) for s, k in zip(start, length)
-        ]
-        assert all(t.startswith(' ' + want) and '<|endoftext|>' not in t for t in texts)
+    assert all(data.text(*span).startswith('first of') for span in zip(*data.spans(ids)))
+    for frame in data.frames:
+        said = [data.text(*span) for span in zip(*data.captions(frame['video']))]
+        for text, want in zip(said, ['first of', 'second caption of', 'third'], strict=True):
+            assert text.startswith(want) and '<|endoftext|>' not in text
     drawn = {tuple(data.spans(ids[:1], np.full((1, 3), u))[0]) for u in (0.1, 0.5, 0.9)}
     assert len(drawn) == 3, 'training draws one of them'
     assert run(knob, tmp_path, tmp_path / 'out', max_iters=2)[-1]['iter'] == 2
@@ -462,7 +461,7 @@ def test_validation_touches_no_training_state(scenes, unbroken, knob, tmp_path):
 
 
 def test_options_of_speed_change_no_number(scenes, unbroken, knob, tmp_path, monkeypatch):
-    """Reading ahead, announced reads, activations computed again, a slow disk: the losses and the
+    """Reading ahead, activations computed again, a slow disk: the losses and the
     checkpoints stay the same, to the bit."""
     save = train.save_checkpoint
 
@@ -471,14 +470,6 @@ def test_options_of_speed_change_no_number(scenes, unbroken, knob, tmp_path, mon
         return save(path, **state)
 
     monkeypatch.setattr(train, 'save_checkpoint', slow)
-
-    def too_large(*args, **kwargs):
-        sets = open_sets(*args, **kwargs)
-        for data in sets:
-            data.beyond_memory = True
-        return sets
-
-    monkeypatch.setattr(train, 'open_sets', too_large)
     began = time.perf_counter()
     log = run(knob, scenes, tmp_path / 'run', prefetch=1, recompute=True, keep_interval=8)
     assert numbers(log) == numbers(read_log(unbroken[0])) and same_weights(
