@@ -212,8 +212,8 @@ class Frames:
     # --- pictures -----------------------------------------------------------------------------
 
     def pictures(self, ids, c, device):
-        """-> patches (B, N, P) uint8 on the device: the middle square of the model's size, which may
-        begin within a stored patch, as the model reads pictures of elsewhere."""
+        """-> patches (B, N, P) uint8 on the device: the middle square of the model's size, as it
+        reads other pictures, though that may begin within a stored patch."""
         import torch
         whole = unpatchify(torch.from_numpy(self.patches[ids]).to(device), self.meta['patch_size'])
         a = (self.meta['image_size'] - c.image_size) // 2

@@ -162,7 +162,7 @@ def add_picture(made, rng, world, scene, picture, split, number):
     file = f'COCO_{year}_{number:012d}.jpg'
     save(picture, 'vqa', year, file, quality=95)
     save(picture, 'snli_ve/flickr30k_images', f'{number}.jpg', quality=95)
-    told = [scene['said'], *(', '.join(narrate(rng, scene)[0]) for _ in range(4))]
+    told = [scene['said'], *(', '.join(narrate(rng, scene)) for _ in range(4))]
     sentences = [dict(raw=t, imgid=number, sentid=5 * number + i) for i, t in enumerate(told)]
     made['images'].append(dict(filepath=year, filename=file, imgid=number, cocoid=number,
                                split=split, sentences=sentences))
