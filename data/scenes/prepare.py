@@ -37,16 +37,28 @@ GROUNDS = dict(grey=(178, 180, 184), sand=(214, 190, 150), sky=(150, 190, 222),
 TEXTURES = 'plain', 'graded', 'striped', 'dotted'
 SIZES = dict(small=.12, large=.20)                   # half an object's side, of the picture's
 SAY_SIZE = dict(small=('small', 'little', 'tiny'), large=('large', 'big'))
-SHAPES = 'circle', 'square', 'triangle', 'star', 'heart', 'cross', 'diamond', 'ring'
-ROWS = 'top', '', 'bottom'
-CORNER_ROWS = 'upper', '', 'lower'
-COLUMNS = 'left', '', 'right'
-CORNERS = dict(                                      # points in [-1, 1], y down
-    square=[(-.88, -.88), (.88, -.88), (.88, .88), (-.88, .88)],
-    triangle=[(0, -1), (1, .85), (-1, .85)],
-    diamond=[(0, -1), (.75, 0), (0, 1), (-.75, 0)],
-    cross=[(-.33, -1), (.33, -1), (.33, -.33), (1, -.33), (1, .33), (.33, .33), (.33, 1),
-           (-.33, 1), (-.33, .33), (-1, .33), (-1, -.33), (-.33, -.33)])
+PLACES = (                                           # two ways to speak of each cell
+    ('at the top left', 'in the upper left corner'), ('at the top', 'at the top in the middle'),
+    ('at the top right', 'in the upper right corner'),
+    ('on the left', 'on the left side'), ('in the middle', 'in the centre'),
+    ('on the right', 'on the right side'),
+    ('at the bottom left', 'in the lower left corner'),
+    ('at the bottom', 'at the bottom in the middle'),
+    ('at the bottom right', 'in the lower right corner'))
+TURN = np.linspace(0, 2 * np.pi, 61)[:-1]
+SPIKES = np.arange(10) * np.pi / 5 - np.pi / 2
+OUTLINES = dict(                                     # points (n, 2) in [-1, 1], y down
+    circle=np.stack([np.cos(TURN), np.sin(TURN)], 1),
+    square=np.array([(-.88, -.88), (.88, -.88), (.88, .88), (-.88, .88)]),
+    triangle=np.array([(0, -1), (1, .85), (-1, .85)]),
+    star=np.stack([np.cos(SPIKES), np.sin(SPIKES)], 1) * np.tile([1, .42], 5)[:, None],
+    heart=np.stack([np.sin(TURN) ** 3,
+                    (2.5 - (13 * np.cos(TURN) - 5 * np.cos(2 * TURN) - 2 * np.cos(3 * TURN)
+                            - np.cos(4 * TURN))) / 14.5], 1),
+    cross=np.array([(-.33, -1), (.33, -1), (.33, -.33), (1, -.33), (1, .33), (.33, .33), (.33, 1),
+                    (-.33, 1), (-.33, .33), (-1, .33), (-1, -.33), (-.33, -.33)]),
+    diamond=np.array([(0, -1), (.75, 0), (0, 1), (-.75, 0)]))
+OUTLINES['ring'] = OUTLINES['circle']
 OPENERS = ('here is', 'now we see', 'look at', 'there is', 'this picture shows', 'okay, next comes',
            'you can see', 'and this is')
 
@@ -55,21 +67,6 @@ def pick(rng, some):
 
 # ----------------------------------------------------------------------------------------------
 # pictures
-
-def outline(shape):
-    """Points (n, 2) of a shape in the unit square [-1, 1], y down."""
-    turn = np.linspace(0, 2 * np.pi, 61)[:-1]
-    if shape in ('circle', 'ring'):
-        return np.stack([np.cos(turn), np.sin(turn)], 1)
-    if shape == 'star':
-        a = np.arange(10) * np.pi / 5 - np.pi / 2
-        radius = np.where(np.arange(10) % 2, .42, 1.)
-        return np.stack([np.cos(a), np.sin(a)], 1) * radius[:, None]
-    if shape == 'heart':
-        x = 16 * np.sin(turn) ** 3
-        y = -(13 * np.cos(turn) - 5 * np.cos(2 * turn) - 2 * np.cos(3 * turn) - np.cos(4 * turn))
-        return np.stack([x / 16, (y + 2.5) / 14.5], 1)
-    return np.array(CORNERS[shape], float)
 
 def draw_ground(rng, side):
     """-> PIL picture, what it is of."""
@@ -88,7 +85,7 @@ def draw_ground(rng, side):
 def draw_object(rng, image, cell, others):
     """Into one of the 3 x 3 cells of the picture -> what it is, with its box."""
     row, column = divmod(int(cell), 3)
-    o = dict(shape=pick(rng, SHAPES), colour=pick(rng, COLOURS), size=pick(rng, SIZES), row=row,
+    o = dict(shape=pick(rng, OUTLINES), colour=pick(rng, COLOURS), size=pick(rng, SIZES), row=row,
              column=column)
     for other in others:                             # no two large ones side by side
         apart = max(abs(row - other['row']), abs(column - other['column']))
@@ -101,7 +98,7 @@ def draw_object(rng, image, cell, others):
 
     paint(image, o['shape'], RIM, low, high, 1.)
     paint(image, o['shape'], COLOURS[o['colour']], low, high, .9)
-    points = outline(o['shape'])
+    points = OUTLINES[o['shape']]
     box = (low + high) / 2 + (high - low) / 2 * np.stack([points.min(0), points.max(0)])
     return o | dict(box=[round(float(v), 1) for v in box.ravel()])
 
@@ -110,9 +107,9 @@ def paint(image, shape, colour, low, high, grow):
     mask = Image.new('L', tuple(3 * (high - low)))   # three times the size, then averaged
     middle = np.array(mask.size) / 2
     pen = ImageDraw.Draw(mask)
-    pen.polygon((middle + middle * grow * outline(shape)).ravel().tolist(), fill=255)
+    pen.polygon((middle + middle * grow * OUTLINES[shape]).ravel().tolist(), fill=255)
     if shape == 'ring':
-        hole = middle + middle * (1.45 - grow) * outline('circle')
+        hole = middle + middle * (1.45 - grow) * OUTLINES['circle']
         pen.polygon(hole.ravel().tolist(), fill=0)
     image.paste(colour, tuple(low.tolist()), mask.resize(tuple(high - low), Image.Resampling.BOX))
 
@@ -127,22 +124,11 @@ def draw_scene(rng, side):
 # ----------------------------------------------------------------------------------------------
 # words
 
-def place(rng, o):
-    """Words for one of the nine places."""
-    row, corner, column = ROWS[o['row']], CORNER_ROWS[o['row']], COLUMNS[o['column']]
-    ways = 'in the middle', 'in the centre'
-    if row and column:
-        ways = f'at the {row} {column}', f'in the {corner} {column} corner'
-    elif row:
-        ways = f'at the {row}', f'at the {row} in the middle'
-    elif column:
-        ways = f'on the {column}', f'on the {column} side'
-    return pick(rng, ways)
-
 def narrate(rng, scene):
     """-> [words]: one way to speak of a scene; most things are said, and all of it is true."""
     objects = [dict(scene['objects'][i]) for i in rng.permutation(len(scene['objects']))]
     for o in objects:
+        o['place'] = PLACES[3 * o['row'] + o['column']]
         o['name'] = f"{o['colour']} {o['shape']}"
         if rng.random() < .7:
             o['name'] = f"{pick(rng, SAY_SIZE[o['size']])} {o['name']}"
@@ -156,9 +142,11 @@ def narrate(rng, scene):
     there = ''
     if where and rng.random() < .35:
         there = f"{pick(rng, where)} there is {b['name']}"
-    words = [f"{opener} {a['name']} {place(rng, a)}",
-             there or f"and {b['name']} {place(rng, b)}"]
-    words += [f"{pick(rng, ('and', 'then', 'also'))} {o['name']} {place(rng, o)}" for o in more]
+    words = [f"{opener} {a['name']} {pick(rng, a['place'])}",
+             there or f"and {b['name']} {pick(rng, b['place'])}"]
+    for o in more:
+        joint = pick(rng, ('and', 'then', 'also'))
+        words.append(f"{joint} {o['name']} {pick(rng, o['place'])}")
 
     if rng.random() < .3:
         ground = f"on a {scene['ground']} ground", f"the ground is {scene['texture']}"
