@@ -85,8 +85,8 @@ class Frames:
         # as on disk
         self.meta = meta = read_meta(path)
         n = meta['counts'][split]
-        self.side = meta['image_size'] // meta['patch_size']           # G
-        self.patches = open_array(path, split, 'patches', np.uint8, n['frames'], self.side ** 2,
+        G = meta['image_size'] // meta['patch_size']
+        self.patches = open_array(path, split, 'patches', np.uint8, n['frames'], G ** 2,
                                   meta['patch_size'] ** 2 * 3)
         self.tokens = open_array(path, split, 'tokens', np.uint16, n['tokens'])
         self.times = open_array(path, split, 'times', np.uint32, n['tokens'])      # ms
