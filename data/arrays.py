@@ -6,7 +6,7 @@ as the unbroken one would, and N ranks see what one would.
 B samples, G x G stored patches per frame of which the model sees a window, T text tokens, N patches
 of P values. torch is imported where tensors are made: prepare.py's workers must start fast.
 """
-import json, math, mmap, os, sys
+import functools, json, math, sys
 from pathlib import Path
 
 import numpy as np
@@ -36,25 +36,26 @@ def unpatchify(patches, p):
 def read_meta(path):
     """data/<dataset> -> its meta.json, once all arrays are found whole. Exits with the remedy."""
     path = Path(path)
-    new = f'python prepare.py <videos> --dataset={path.name}'
+    make = f'python prepare.py <videos> --dataset={path.name}'
     if path.name == 'scenes':
-        new = 'bash runs/demo.sh'
-    again = f'python prepare.py --dataset={path.name} --data_dir={path.parent}'
+        make = 'bash runs/demo.sh'
+    again = f'join the shards again: python prepare.py --dataset={path.name} ' \
+            f'--data_dir={path.parent}'
     try:
         meta = json.loads((path / 'meta.json').read_text())
     except OSError:
         sys.exit(f'error: {path}/meta.json not found: the set is absent or unfinished; '
-                 f'make it: {new}')
+                 f'make it: {make}')
     except ValueError as e:
-        sys.exit(f'error: {path}/meta.json is damaged ({e}); join the shards again: {again}')
+        sys.exit(f'error: {path}/meta.json is damaged ({e}); {again}')
     if meta['format'] != FORMAT:
         sys.exit(f"error: {path} has format {meta['format']}, this code reads {FORMAT}; "
                  'prepare it again')
     for name, about in meta['arrays'].items():
-        size = (path / name).stat().st_size if (path / name).exists() else 0
+        file = path / name
+        size = file.stat().st_size if file.exists() else 0
         if size != about['bytes']:
-            sys.exit(f"error: {path / name} has {size} bytes, meta.json says {about['bytes']}; "
-                     f'join the shards again: {again}')
+            sys.exit(f"error: {file} has {size} bytes, meta.json says {about['bytes']}; {again}")
     return meta
 
 def read_tokens(path, split):
@@ -84,15 +85,13 @@ class Frames:
         # as on disk
         self.meta = meta = read_meta(path)
         n = meta['counts'][split]
-        self.side = meta['image_size'] // meta['patch_size']           # G
-        self.patches = open_array(path, split, 'patches', np.uint8, n['frames'], self.side ** 2,
+        G = meta['image_size'] // meta['patch_size']
+        self.patches = open_array(path, split, 'patches', np.uint8, n['frames'], G ** 2,
                                   meta['patch_size'] ** 2 * 3)
         self.tokens = open_array(path, split, 'tokens', np.uint16, n['tokens'])
         self.times = open_array(path, split, 'times', np.uint32, n['tokens'])      # ms
         self.frames = np.load(path / f'{split}_frames.npy', allow_pickle=False)
         self.videos = np.load(path / f'{split}_videos.npy', allow_pickle=False)
-        memory = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
-        self.beyond_memory = self.patches.nbytes > .8 * memory
 
         # the frames to learn from or to be judged on
         self.usable = np.arange(len(self.frames))
@@ -101,15 +100,15 @@ class Frames:
         if overfit and len(self.usable):
             some = np.linspace(0, len(self.usable) - 1, overfit).astype(int)
             self.usable = self.usable[some]
-        self.orders = {}                                               # {epoch: its frames}
+        self.order = functools.lru_cache(2)(self.order)                # of this epoch and the next
 
     # --- words --------------------------------------------------------------------------------
 
-    def spans(self, ids, noise=None, caption=0):
+    def spans(self, ids, noise=None):
         """The words of frames `ids` (B,): spoken while a frame stands, and context_s around, at
         most T around the middle -> start, length (B,) into tokens; length 0: nothing is said.
         noise (B, 3) uniform: jitter of the context's ends and of the middle. Image-caption lists:
-        a caption drawn by the noise, else number `caption`."""
+        a caption drawn by the noise, else the first."""
         T = self.text_len
         frames = self.frames[ids]
         videos = self.videos[frames['video']]
@@ -140,22 +139,13 @@ class Frames:
         start = at[np.arange(len(at)), start]
         length = np.minimum(n, T)
         for i in np.flatnonzero(videos['flags'] & CAPTIONS):
-            draw = None if noise is None else noise[i, 0]
-            start[i], length[i] = self.one_caption(frames['video'][i], caption, draw)
+            told = np.stack(self.captions(frames['video'][i]), 1)
+            start[i], length[i] = told[0 if noise is None else int(noise[i, 0] * len(told))]
         return start, length
-
-    def one_caption(self, video, number, draw=None):
-        """-> start, length of caption `number` of a picture, or of one drawn by draw in [0, 1)."""
-        starts, lengths = self.captions(video)
-        which = min(number, len(starts) - 1)
-        if draw is not None:
-            which = int(draw * len(starts))
-        return starts[which], lengths[which]
 
     def captions(self, video):
         """All captions of a picture of an image-caption list -> starts, lengths (at most T)."""
-        a = int(self.videos[video]['token_start'])
-        b = int(self.videos[video]['token_end'])
+        a, b = (int(self.videos[video][key]) for key in ('token_start', 'token_end'))
         ends = a + np.flatnonzero(self.tokens[a:b] == EOT)
         starts = np.array([a, *(ends[:-1] + 1)])
         return starts, np.minimum(ends - starts, self.text_len)
@@ -214,37 +204,20 @@ class Frames:
 
     def sample(self, first, count):
         """Positions [first, first + count) of the endless stream of epochs -> frame ids."""
-        if not count:                                                  # a small set's share
-            return np.zeros(0, np.int64)
         n = len(self.usable)
-        epochs = range(first // n, (first + count - 1) // n + 1)
-        for epoch in set(epochs) - set(self.orders):
-            recent = {e: order for e, order in self.orders.items() if e >= epochs[0] - 1}
-            self.orders = recent | {epoch: self.order(epoch)}
-        stream = np.concatenate([self.orders[e] for e in epochs])
+        epochs = range(first // n, (first + count) // n + 1)
+        stream = np.concatenate([self.order(epoch) for epoch in epochs])
         return stream[first - epochs[0] * n:][:count]
 
     # --- pictures -----------------------------------------------------------------------------
 
-    def read_rows(self, ids, out):
-        """Frames `ids` into out (B, G * G, p * p * 3): whole rows, copied once."""
-        if self.beyond_memory and hasattr(mmap, 'MADV_WILLNEED'):
-            # announce them all first: the disk then reads many at a time, in its own order
-            row = self.patches[0].nbytes
-            page = mmap.PAGESIZE
-            for i in ids.tolist():
-                at = i * row // page * page
-                self.patches._mmap.madvise(mmap.MADV_WILLNEED, at, row + page)
-        # mode='clip', or numpy copies twice
-        np.take(self.patches.view(np.ndarray), ids, axis=0, out=out, mode='clip')
-
     def pictures(self, ids, c, device):
-        """-> patches (B, N, P) uint8 of the model's size, from the middle, on the device."""
+        """-> patches (B, N, P) uint8 on the device: the middle square of the model's size, as it
+        reads other pictures, though that may begin within a stored patch."""
         import torch
-        raw = torch.from_numpy(self.patches[ids]).to(device)
-        middle = (self.meta['image_size'] - c.image_size) // self.meta['patch_size'] // 2
-        offset = torch.full((len(ids), 2), middle, device=device)
-        return window_patches(raw, offset, self.meta, c)
+        whole = unpatchify(torch.from_numpy(self.patches[ids]).to(device), self.meta['patch_size'])
+        a = (self.meta['image_size'] - c.image_size) // 2
+        return patchify(whole[:, a:a + c.image_size, a:a + c.image_size], c.patch_size)
 
     def read(self, ids, start, length, c, device):
         """-> patches (B, N, P) uint8, tokens (B, T), pad (B, 1 + T) with [CLS], on the device."""
@@ -269,16 +242,14 @@ def window_patches(raw, offset, meta, c):
     import torch
     p = meta['patch_size']
     G = meta['image_size'] // p
-    g = c.image_size // p                                              # the window, in patches
-    m = c.patch_size // p                                              # the model's, in stored ones
-    at = torch.arange(g, device=raw.device)
-    row, column = offset[:, :1] + at, offset[:, 1:] + at
-    ids = (row[:, :, None] * G + column[:, None]).view(len(raw), g * g)
-    x = raw.gather(1, ids[..., None].expand(-1, -1, raw.shape[2]))
-    if m == 1:
-        return x
-    x = x.view(-1, g // m, m, g // m, m, p, p, 3).permute(0, 1, 3, 2, 5, 4, 6, 7)
-    return x.reshape(len(raw), (g // m) ** 2, (m * p) ** 2 * 3)
+    at = torch.arange(c.image_size // p, device=raw.device)
+    row = (offset[:, :1] + at)[:, :, None]
+    column = (offset[:, 1:] + at)[:, None]
+    sample = torch.arange(len(raw), device=raw.device)[:, None, None]
+    window = raw.view(len(raw), G, G, -1)[sample, row, column].flatten(1, 2)
+    if c.patch_size == p:
+        return window
+    return patchify(unpatchify(window, p), c.patch_size)
 
 # ----------------------------------------------------------------------------------------------
 # batches of one set or several
@@ -315,33 +286,38 @@ def draw_noise(key, it, first, count, n):
     words = words.reshape(count, steps * 8)[:, :n]
     return (words >> 8).astype(np.float32) * np.float32(2 ** -24)
 
-def mixture(weights, total):
-    """Which set each position of a global batch is of (total,): by weight, evenly interleaved."""
+def mixture(weights, total, it):
+    """Which set each position of a global batch is of (total,): by weight, evenly interleaved,
+    shifted by the iteration: a position has always the same part of the plan."""
     share = np.cumsum([0, *weights]) / np.sum(weights)
     counts = np.diff(np.round(share * total).astype(int))
     place = np.concatenate([(np.arange(n) + .5) / max(n, 1) for n in counts])
-    return np.repeat(np.arange(len(weights)), counts)[np.argsort(place, kind='stable')]
+    which = np.repeat(np.arange(len(weights)), counts)[np.argsort(place, kind='stable')]
+    return np.roll(which, it)
 
 def get_batch(sets, c, it, first, count, total, training=True):
     """Positions [first, first + count) of the `total` of iteration `it`, as host tensors: raw
-    (B, G * G, p * p * 3) uint8, offset (B, 2), tokens, pad (B, T), video, ids (B,), noise_image
-    (B, N), noise_text (B, T), noise_rate (B,), noise_itm (B, B), or (B, 0) without itm."""
+    (B, G * G, p * p * 3) uint8, offset (B, 2) of the window in stored patches, tokens, pad (B, T),
+    video, ids (B,), noise_image (B, N), noise_text (B, T), noise_rate (B,), noise_itm (B, B), or
+    (B, 0) without itm."""
     import torch
-    T, N = c.text_len, c.n_patches
-    lead = sets[0]
+    T, N, lead = c.text_len, c.n_patches, sets[0]
     noise = draw_noise(lead.seed, it, first, count, N + T + 6)
     u = noise[:, N + T:]
+    if not training:
+        u[:, 3:5] = .5                                                 # the middle
+    places = (lead.meta['image_size'] - c.image_size) // lead.meta['patch_size'] + 1     # per side
     batch = dict(
-        raw=torch.empty((count, *lead.patches.shape[1:]), dtype=torch.uint8,
-                        pin_memory=torch.cuda.is_available()),
-        offset=window_offsets(u[:, 3:5], lead.meta, c, training),
+        offset=(u[:, 3:5] * places).astype(np.int64),
         tokens=np.empty((count, T), np.int64), pad=np.empty((count, T), bool),
         video=np.empty(count, np.int64), ids=np.empty(count, np.int64),
         noise_image=noise[:, :N], noise_text=noise[:, N:N + T], noise_rate=u[:, 5],
         # drawn apart, for its width is the rank's batch
         noise_itm=draw_noise(lead.seed + 2 ** 32, it, first, count, count * c.has('itm')))
+    raw = torch.empty((count, *lead.patches.shape[1:]), dtype=torch.uint8,
+                      pin_memory=torch.cuda.is_available())
 
-    which = mixture([data.weight for data in sets], total)
+    which = mixture([data.weight for data in sets], total, it)
     for d, data in enumerate(sets):
         mine = which == d
         at = np.flatnonzero(mine[first:first + count])                 # its places in this batch
@@ -350,24 +326,12 @@ def get_batch(sets, c, it, first, count, total, training=True):
         batch['tokens'][at], batch['pad'][at] = data.words(start, length)
         batch['video'][at] = data.frames['video'][ids].astype(np.int64) + (d << 32)
         batch['ids'][at] = ids
-        if len(sets) == 1:
-            data.read_rows(ids, batch['raw'].numpy())
+        if len(sets) == 1:             # copied once; twice without mode='clip'
+            np.take(data.patches.view(np.ndarray), ids, 0, raw.numpy(), mode='clip')
         else:
-            rows = np.empty((len(at), *lead.patches.shape[1:]), np.uint8)
-            data.read_rows(ids, rows)
-            batch['raw'].numpy()[at] = rows
-
-    raw = batch.pop('raw')
+            raw.numpy()[at] = data.patches[ids]
     host = {k: torch.from_numpy(np.ascontiguousarray(v)) for k, v in batch.items()}
     return dict(raw=raw) | host
-
-def window_offsets(u, meta, c, training):
-    """Where the model's window begins in each stored picture, in stored patches (B, 2): drawn by
-    u (B, 2), or in the middle."""
-    places = (meta['image_size'] - c.image_size) // meta['patch_size'] + 1     # per side
-    if training:
-        return (u * places).astype(np.int64)
-    return np.full(u.shape, (places - 1) // 2)
 
 def to_device(batch, meta, c, device):
     """Host batch -> model.forward's: bytes over the bus, window and regrouping on the device."""

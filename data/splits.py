@@ -1,7 +1,5 @@
 """Which video goes to which split: by a hash of its key; re-uploads together."""
-import collections
-
-import numpy as np
+import collections, zlib
 
 from data.shards import sha256
 
@@ -25,14 +23,10 @@ def split_of(keys, val_share, test_share):
 
 def marks(index):
     """What a re-upload has in common with its original: the dHash of each frame, and one in 8 of
-    the hashes of 8 tokens in a row."""
-    tokens = index['tokens'].astype(np.uint64)
-    n = max(len(tokens) - 7, 0)
-    grams = np.zeros(n, np.uint64)
-    for i in range(8):
-        grams += tokens[i:i + n] * np.uint64(0x9E3779B97F4A7C15 ** (i + 1) % 2 ** 64)
-    grams ^= grams >> np.uint64(29)
-    return {h.tobytes() for h in index['hashes']}, set(grams[grams % 8 == 0].tolist())
+    the checksums of 8 tokens in a row."""
+    tokens = index['tokens']
+    sums = {zlib.crc32(tokens[i:i + 8].tobytes()) for i in range(len(tokens) - 7)}
+    return {h.tobytes() for h in index['hashes']}, {x for x in sums if x % 8 == 0}
 
 def uploads(*kinds):
     """Dicts {key: marks}, by pictures and by words -> {key: the first key of its group}: re-uploads

@@ -1,6 +1,7 @@
 """Words as numbers: GPT-2's tokens on disk, a compact vocabulary of them in the model."""
 import functools
 import importlib.util
+import re
 import sys
 from pathlib import Path
 
@@ -46,8 +47,6 @@ def compact_lookup(vocab):
 def compact(ids, lookup):
     """GPT-2 ids -> compact ids. A token without one is spelled in single bytes, which every
     vocabulary has."""
-    if (lookup[ids] >= 0).all():
-        return lookup[ids]
     encoding, out = gpt2_encoding(), []
     for i in ids:
         spelled = [i]
@@ -83,13 +82,12 @@ def build_keywords(texts, vocab, stretch, limit=4096):
         pairs = np.unique(np.stack([place, known], 1)[known >= 0], axis=0)     # once per stretch
         said += np.bincount(pairs[:, 1], minlength=len(vocab))
         n += -(-len(tokens) // stretch)
-
-    def is_word(i):
+    chosen = []
+    for i in np.argsort(-said, kind='stable'):                         # the commonest first
         text = encoding.decode_single_token_bytes(int(vocab[i])).decode('latin-1')
-        return (vocab[i] != EOT and len(text) > 3 and text[0] == ' ' and text[1:].isalpha()
-                and text.isascii() and text[1:].lower() not in STOP_WORDS)
-    commonest = np.argsort(-said, kind='stable')
-    chosen = [i for i in commonest if 3 <= said[i] <= n / 2 and is_word(i)][:limit]
+        whole = re.fullmatch(' [A-Za-z]{3,}', text) and text[1:].lower() not in STOP_WORDS
+        if whole and 3 <= said[i] <= n / 2:
+            chosen.append(i)
     keyword = np.full(len(vocab), -1)
-    keyword[chosen] = np.arange(len(chosen))
+    keyword[chosen[:limit]] = np.arange(len(chosen[:limit]))
     return keyword

@@ -4,6 +4,7 @@ A ViT of timm, MAE, DeiT, BEiT, DINOv2, ... (.safetensors, .pth), whose blocks a
 what can be folded is folded, or a run of train.py. What cannot be had exactly is an error."""
 import argparse, math, pathlib, re
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -18,10 +19,9 @@ def load_weights(model, path):
     ValueError if they do not fit."""
     checkpoint = read(path)
     if 'model_config' in checkpoint:
-        was = checkpoint['model_config']
-        if was['n_head'] != model.config.n_head:                       # which no shape tells
-            raise ValueError(f"{path} has n_head={was['n_head']}, this model "
-                             f'{model.config.n_head}: set n_head as there')
+        its, own = checkpoint['model_config']['n_head'], model.config.n_head
+        if its != own:                                                 # which no shape tells
+            raise ValueError(f'{path} has n_head={its}, this model {own}: set n_head as there')
         loaded, left = load_former(model, checkpoint['model'])
     else:
         loaded, left = load_vit(model, checkpoint, path)
@@ -55,25 +55,23 @@ def unwrap(checkpoint, path):
             state = state[name]
             break
     first = 'patch_embed.proj.weight'
-    prefixes = sorted(name[:-len(first)] for name in state if name.endswith(first))
+    prefixes = sorted(name.removesuffix(first) for name in state if name.endswith(first))
     if not prefixes:
-        raise ValueError(f'{path} has no patch_embed.proj.weight: not a ViT by the names of timm')
+        raise ValueError(f'{path} has no {first}: not a ViT by the names of timm')
     if len(prefixes) > 1:
         raise ValueError(f'{path} has several ViTs: {", ".join(prefixes)}; save one of them alone')
-    n = len(prefixes[0])
-    inside = {name[n:]: x for name, x in state.items() if name.startswith(prefixes[0])}
-    return {name: x for name, x in inside.items() if torch.is_tensor(x)}
+    return {name.removeprefix(prefixes[0]): x for name, x in state.items()
+            if name.startswith(prefixes[0]) and torch.is_tensor(x)}
 
 def fold(state, path):
     """Layer scale (DINOv2, DeiT III, BEiT) into the matrix before it, the two biases of BEiT, EVA
     into the one of qkv, the convolution of the patches into a matrix: exactly the same function."""
     out = dict(state)
-    for name, gamma in state.items():
-        if found := re.fullmatch(r'(blocks\.\d+\.)(ls([12])\.gamma|gamma_([12]))', name):
-            last = 'attn.proj' if (found[3] or found[4]) == '1' else 'mlp.fc2'
-            weight, bias = f'{found[1]}{last}.weight', f'{found[1]}{last}.bias'
-            out[weight] = state[weight] * gamma[:, None]
-            out[bias] = state[bias] * gamma
+    for name, x in state.items():
+        if found := re.fullmatch(r'(blocks\.\d+\.)(?:ls|gamma_)([12])(?:\.gamma)?', name):
+            last = found[1] + ('attn.proj' if found[2] == '1' else 'mlp.fc2')
+            out[f'{last}.weight'] = state[f'{last}.weight'] * x[:, None]
+            out[f'{last}.bias'] = state[f'{last}.bias'] * x
             del out[name]
         elif name.endswith('attn.q_bias'):
             block = name.removesuffix('q_bias')
@@ -113,23 +111,22 @@ def positions(state, n, path):
 def load_vit(model, checkpoint, path):
     """Patches, positions (interpolated to this grid), [CLS], blocks, last norm, by timm's names."""
     state = fold(unwrap(checkpoint, path), path)
-    state['pos_embed'] = positions(state, math.isqrt(model.config.n_patches), path)
     c, own, loaded, left = model.config, model.state_dict(), [], []
-    ours = 'patch_embed', 'pos_embed', 'cls_token', 'blocks', 'norm'
+    state['pos_embed'] = positions(state, math.isqrt(c.n_patches), path)
     for name, value in state.items():
         block = re.match(r'blocks\.(\d+)\.', name)
-        deeper = block and int(block[1]) >= c.n_layer
-        if name not in own or name.split('.')[0] not in ours:
-            if not deeper and not name.startswith(BESIDE):
-                raise ValueError(f'{path} has {name} {tuple(value.shape)}, which this model lacks: '
-                                 'its states would be others')
+        if name in own:
+            mine = own[name].shape
+            if mine != value.shape:
+                raise ValueError(f'{path}: {name} is {tuple(value.shape)}, this model has '
+                                 f'{tuple(mine)}: set n_embd, n_head, patch_size as there')
+            own[name].copy_(value)
+            loaded.append(name)
+        elif name.startswith(BESIDE) or block and int(block[1]) >= c.n_layer:
             left.append(name)
-            continue
-        if own[name].shape != value.shape:
-            raise ValueError(f'{path}: {name} is {tuple(value.shape)}, this model has '
-                             f'{tuple(own[name].shape)}: set n_embd, n_head, patch_size as there')
-        own[name].copy_(value)
-        loaded.append(name)
+        else:
+            raise ValueError(f'{path} has {name} {tuple(value.shape)}, which this model lacks: '
+                             'its states would be others')
     if 'cls_token' not in loaded:
         left.append("[CLS], which the file lacks: this model's own joins every layer")
     if c.n_embd != 64 * c.n_head:
@@ -140,41 +137,40 @@ def load_vit(model, checkpoint, path):
 def load_former(model, theirs):
     """A run's state: words by their ids in the tokenizer, positions as far as they go; what has
     another shape is left out -> (names loaded, names left out)."""
-    own, loaded = model.state_dict(), []
-    vocab, its_vocab = model.vocab.tolist(), theirs['vocab'].tolist()
-    V, at = len(vocab), {token: i for i, token in enumerate(its_vocab)}
-    mine = [i for i, token in enumerate(vocab) if token in at]
-    its = [at[vocab[i]] for i in mine]
-    skipped = ['teacher.', 'queue', 'vocab', 'word_start', 'keyword.', 'pixel_', 'alpha']
-    if (its_vocab, theirs['keyword'].tolist()) != (vocab, model.keyword.tolist()):
-        skipped.append('keyword_head.1')                               # its classes: other words
-
+    own, loaded, left = model.state_dict(), [], []
+    vocab, its_vocab = model.vocab.cpu().numpy(), theirs['vocab'].cpu().numpy()
+    _, mine, its = np.intersect1d(vocab, its_vocab, return_indices=True)
+    n = model.config.n_patches
+    same_keywords = (np.array_equal(vocab, its_vocab)
+                     and torch.equal(model.keyword.cpu(), theirs['keyword'].cpu()))
+    of_data = {name for name, _ in model.named_buffers()}
     for name, value in theirs.items():
-        if name not in own or name == 'keyword' or name.startswith(tuple(skipped)):
+        if name in of_data or name.startswith(('teacher.', 'queue', 'alpha')):
+            continue
+        if name not in own or name.startswith('keyword_head.1') and not same_keywords:
+            left.append(name)
             continue
         here, value = own[name], value.to(own[name].device)
-        if name == 'mlm_bias' or name == 'tok_embed.weight' and here.shape[1] == value.shape[1]:
+        if name.endswith('pos_embed') and here.shape[2:] == value.shape[2:]:
+            if name == 'text_pos_embed':
+                L = min(here.shape[1], value.shape[1])
+                here[:, :L] = value[:, :L]
+            else:
+                first = here.shape[1] - n                              # [CLS], but in the predictor
+                here[:, :first] = value[:, :first]
+                here[:, first:] = resize_grid(value[:, first:], math.isqrt(n))
+        elif name in ('mlm_bias', 'tok_embed.weight') and here.shape[1:] == value.shape[1:]:
             here[mine] = value[its]
-            here[V:] = value[len(at):]                                 # [MASK] and [CLS]
-        elif name == 'text_pos_embed' and here.shape[2] == value.shape[2]:
-            n = min(here.shape[1], value.shape[1])
-            here[:, :n] = value[:, :n]
-        elif name.endswith('pos_embed') and here.shape[2] == value.shape[2]:
-            first = here.shape[1] - model.config.n_patches             # [CLS], but in the predictor
-            here[:, :first] = value[:, :first]
-            here[:, first:] = resize_grid(value[:, first:], math.isqrt(model.config.n_patches))
+            here[len(vocab):] = value[len(its_vocab):]                     # [MASK] and [CLS]
         elif here.shape == value.shape:
             here.copy_(value)
         else:
+            left.append(name)
             continue
         loaded.append(name)
     if not any(name.startswith('blocks.') for name in loaded):
         raise ValueError('its layers have other shapes: '
                          'set n_embd, n_layer and n_unimodal as there')
-
-    buffers = {name for name, _ in model.named_buffers()}
-    left = {name for name in theirs if not name.startswith(('teacher.', 'queue', 'alpha'))}
-    left -= buffers | set(loaded)
-    if len(mine) < V:
-        left.add(f'{V - len(mine)} of {V} words')
+    if len(mine) < len(vocab):
+        left.append(f'{len(vocab) - len(mine)} of {len(vocab)} words')
     return loaded, sorted(left)

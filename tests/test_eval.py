@@ -504,9 +504,7 @@ def test_a_picture_finds_itself_and_hostile_titles_are_escaped(scenes, trained, 
         torch.save(state, tmp_path / 'run' / name)
     data = Frames(tmp_path / 'data/scenes', 'train')
     pixels = unpatchify(np.array(data.patches[5:6]), 8)[0]
-    Image.fromarray(np.roll(pixels, (4, 4), (0, 1))).save(
-        tmp_path / 'x.png'
-    )  # 32 of 40 px: there is no middle in whole patches of 8
+    Image.fromarray(pixels).save(tmp_path / 'x.png')
     done = evaluate(
         f'--run={tmp_path}/run',
         '--task=search',
@@ -536,6 +534,21 @@ def test_a_picture_finds_itself_and_hostile_titles_are_escaped(scenes, trained, 
         html.count('<figure>') == html.count('data:image/jpeg;base64,') > 10
         and 'href="https://example.org/watch?v=&#34;&gt;&lt;b&gt;&amp;t=' in html
     )
+
+
+def test_the_middle_is_the_same_of_arrays_files_and_the_truth(scenes, trained):
+    """32 of 40 px: it begins in the middle of a stored patch of 8."""
+    from PIL import Image
+
+    model, k = opened(trained)
+    data = train_split(model, k)
+    ids = np.arange(7, 12)
+    whole = unpatchify(np.array(data.patches[ids]), 8)
+    seen = data.pictures(ids, model.config, 'cpu')
+    assert torch.equal(seen, model.read_pictures([Image.fromarray(x) for x in whole]))
+    assert np.array_equal(unpatchify(seen, 8), whole[:, 4:36, 4:36])
+    about = dict(size=64)  # pixels of the video
+    assert truth.in_window([16, 32, 32, 48], about, data, 32).tolist() == [6, 16, 16, 26]
 
 
 def test_captions_and_paintings_on_request(

@@ -18,7 +18,7 @@ from data.arrays import (
     window_patches,
 )
 from data.tokens import build_keywords, build_vocab, gpt2_encoding
-from model import VLConfig
+from model import VLConfig, plan_positions
 from runs.muon import Muon, orthogonal
 
 DEFAULTS = {k: getattr(train, k) for k in knobs(vars(train))}
@@ -199,12 +199,11 @@ def test_caption_lists(tmp_path, knob):
     )
     data = Frames(tmp_path / 'data/scenes', 'train', 16, 1.0)
     ids = np.arange(len(data.frames))
-    for n, want in enumerate(['first of', 'second caption of', 'third']):
-        start, length = data.spans(ids, caption=n)
-        texts = [
-            gpt2_encoding().decode(data.tokens[s : s + k].tolist()) for s, k in zip(start, length)
-        ]
-        assert all(t.startswith(' ' + want) and '<|endoftext|>' not in t for t in texts)
+    assert all(data.text(*span).startswith('first of') for span in zip(*data.spans(ids)))
+    for frame in data.frames:
+        said = [data.text(*span) for span in zip(*data.captions(frame['video']))]
+        for text, want in zip(said, ['first of', 'second caption of', 'third'], strict=True):
+            assert text.startswith(want) and '<|endoftext|>' not in text
     drawn = {tuple(data.spans(ids[:1], np.full((1, 3), u))[0]) for u in (0.1, 0.5, 0.9)}
     assert len(drawn) == 3, 'training draws one of them'
     assert run(knob, tmp_path, tmp_path / 'out', max_iters=2)[-1]['iter'] == 2
@@ -315,6 +314,17 @@ def test_sets_are_mixed_by_weight(scenes, knob, tmp_path):
         len(sets[1].sample(3 * len(sets[1].usable), 0)) == 0
         and len(opened(tmp_path, dataset='a,b', weights=(1.0, 0.0))[0]) == 1
     )
+
+
+@pytest.mark.parametrize('weights', [(0.5, 0.5), (0.75, 0.25)])
+@pytest.mark.parametrize('preset', ['simla', 'amm', 'full'])
+def test_each_set_learns_by_every_part(scenes, weights, preset):
+    """A position in a batch has the same part in every iteration, so the sets must move."""
+    sets, c, _ = opened(scenes, dataset='scenes,scenes', weights=weights)
+    parts = re.search(r"parts = '(.+)'", (ROOT / f'config/{preset}.py').read_text())[1]
+    of_set = torch.stack([get_batch(sets, c, it, 0, 16, 16)['video'] >> 32 for it in range(16)])
+    for name, at in plan_positions(parts, 16).items():
+        assert of_set[:, at].float().mean() == weights[1], name
 
 
 def test_evaluation_pairs_share_no_words(scenes):
@@ -451,7 +461,7 @@ def test_validation_touches_no_training_state(scenes, unbroken, knob, tmp_path):
 
 
 def test_options_of_speed_change_no_number(scenes, unbroken, knob, tmp_path, monkeypatch):
-    """Reading ahead, announced reads, activations computed again, a slow disk: the losses and the
+    """Reading ahead, activations computed again, a slow disk: the losses and the
     checkpoints stay the same, to the bit."""
     save = train.save_checkpoint
 
@@ -460,14 +470,6 @@ def test_options_of_speed_change_no_number(scenes, unbroken, knob, tmp_path, mon
         return save(path, **state)
 
     monkeypatch.setattr(train, 'save_checkpoint', slow)
-
-    def too_large(*args, **kwargs):
-        sets = open_sets(*args, **kwargs)
-        for data in sets:
-            data.beyond_memory = True
-        return sets
-
-    monkeypatch.setattr(train, 'open_sets', too_large)
     began = time.perf_counter()
     log = run(knob, scenes, tmp_path / 'run', prefetch=1, recompute=True, keep_interval=8)
     assert numbers(log) == numbers(read_log(unbroken[0])) and same_weights(

@@ -19,30 +19,30 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from configurator import at_least, configure
+from configurator import configure
 from data.scenes.prepare import narrate
+from data.sources import read_rows
 
 videos = 'data/scenes/videos'    # of data/scenes/prepare.py
 dataset = 'data/scenes'          # of prepare.py: says which videos are held out
 out = 'data/scenes/tasks'
-per_picture = 2                  # questions, statements or hypotheses
-train_videos = 1200              # at most
 seed = 0
 
+PER_PICTURE = 2                  # questions, statements or hypotheses
+TRAIN_VIDEOS = 1200              # at most
 UNKNOWN = 'is new', 'is expensive', 'belongs to someone', 'was made yesterday'
 
 # ----------------------------------------------------------------------------------------------
 # what is asked and told; world: the palette, and the shapes of all scenes
 
-def a(words):
-    return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
-
 def named(o):
     return f"{o['colour']} {o['shape']}"
 
+def a(words):
+    return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
+
 def has(scene, words):
-    """Whether an object has these words, its shape or colour and shape, at the end of its name."""
-    return any(f' {named(o)}'.endswith(f' {words}') for o in scene['objects'])
+    return any(words in named(o) for o in scene['objects'])
 
 def any_of(rng, scene):
     return scene['objects'][rng.integers(len(scene['objects']))]
@@ -52,13 +52,11 @@ def absent(rng, scene, world):
     palette, shapes = world
     there = [named(o) for o in scene['objects']]
     o = any_of(rng, scene)
-    while True:
-        if rng.random() < .5:
-            other = f"{o['colour']} {rng.choice(shapes)}"
-        else:
-            other = f"{rng.choice(palette)} {o['shape']}"
-        if other not in there:
-            return other
+    other = there[0]
+    while other in there:
+        key, values = ('shape', shapes) if rng.random() < .5 else ('colour', palette)
+        other = named(o | {key: rng.choice(values)})
+    return other
 
 def question(rng, scene, world):
     """-> question, answer"""
@@ -107,12 +105,10 @@ def hypothesis(rng, scene, world):
 def key_frames(name, scenes):
     """-> [(scene, PIL picture)] of a video."""
     import av
-    found = []
     with av.open(str(Path(videos, f'{name}.mp4'))) as container:
         container.streams.video[0].codec_context.skip_frame = 'NONKEY'
-        for frame in container.decode(video=0):
-            found += [(s, frame.to_image()) for s in scenes if abs(s['start'] - frame.time) < .01]
-    return found
+        frames = container.decode(video=0)
+        return [(scene, frame.to_image()) for scene, frame in zip(scenes, frames, strict=True)]
 
 def save(picture, *path, **how):
     path = Path(out, *path)
@@ -125,59 +121,59 @@ def save_windows(picture, scene, split, number):
     for i, o in enumerate(scene['objects']):
         box = np.array(o['box'])
         low = np.clip((box[:2] + box[2:] - side) / 2, 0, picture.width - side).astype(int)
-        x, y = low.tolist()
-        others = [p['box'] for p in scene['objects'] if p is not o]
-        if not any(x < x1 and x0 < x + side and y < y1 and y0 < y + side
-                   for x0, y0, x1, y1 in others):
-            window = picture.crop((x, y, x + side, y + side))
+        others = np.array([p['box'] for p in scene['objects'] if p is not o])
+        meets = (low < others[:, 2:]) & (others[:, :2] < low + side)
+        if not meets.all(1).any():
+            window = picture.crop((*low.tolist(), *(low + side).tolist()))
             save(window, 'classes', split, named(o), f'{number}-{i}.png')
 
 # ----------------------------------------------------------------------------------------------
 # files
 
 def read_truth():
-    """-> {video: its truth}, sorted; the list of the videos that are held out."""
+    """-> {video: its truth and its split}, sorted."""
     if not Path(dataset, 'videos.jsonl').exists() or not Path(videos, 'truth').exists():
         sys.exit(f'error: {videos}/truth or {dataset}/videos.jsonl is absent; make them: '
                  'python data/scenes/prepare.py; python prepare.py data/scenes/videos '
                  '--dataset=scenes --image_size=64 --patch_size=8')
-    split = {}
-    for line in open(Path(dataset, 'videos.jsonl'), encoding='utf-8'):
-        row = json.loads(line)
-        if row['status'] == 'ok':
-            split[row['title']] = row['split']
-    held = sorted(name for name in split if split[name] != 'train')
-    train = sorted(split.keys() - held)[:train_videos]
+    rows = [row for row in read_rows(f'{dataset}/videos.jsonl') if row['status'] == 'ok']
+    held = sorted(row['title'] for row in rows if row['split'] != 'train')
+    train = sorted(row['title'] for row in rows if row['split'] == 'train')[:TRAIN_VIDEOS]
     truth = {}
     for name in sorted(held + train):
         path = Path(videos, 'truth', f'{name}.json')
         if not path.exists():
             sys.exit(f'error: {dataset} is not made of {videos}: there is no {path}')
-        truth[name] = json.loads(path.read_text())
-    return truth, held
+        split = ('val', 'test')[held.index(name) % 2] if name in held else 'train'
+        truth[name] = json.loads(path.read_text()) | dict(split=split)
+    return truth
 
 def add_picture(made, rng, world, scene, picture, split, number):
-    """Questions, hypotheses, descriptions and windows of one picture."""
+    """Questions, hypotheses, descriptions and windows of one picture into the rows made {(file,
+    what they are called in it): ...}."""
     year = 'train2014' if split == 'train' else 'val2014'
     file = f'COCO_{year}_{number:012d}.jpg'
     save(picture, 'vqa', year, file, quality=95)
     save(picture, 'snli_ve/flickr30k_images', f'{number}.jpg', quality=95)
-    told = [scene['said'], *(', '.join(narrate(rng, scene)[0]) for _ in range(4))]
-    sentences = [dict(raw=t, imgid=number, sentid=5 * number + i) for i, t in enumerate(told)]
-    made['images'].append(dict(filepath=year, filename=file, imgid=number, cocoid=number,
-                               split=split, sentences=sentences))
     save_windows(picture, scene, split, number)
+    told = [scene['said'], *(', '.join(narrate(rng, scene)) for _ in range(4))]
+    sentences = [dict(raw=t, imgid=number, sentid=5 * number + i) for i, t in enumerate(told)]
+    made['vqa/dataset_coco.json', 'images'].append(
+        dict(filepath=year, filename=file, imgid=number, cocoid=number, split=split,
+             sentences=sentences))
 
-    for i in range(per_picture):
-        about = dict(image_id=number, question_id=(number - 1) * per_picture + i + 1)
+    asked_of = made[f'vqa/v2_OpenEnded_mscoco_{year}_questions.json', 'questions']
+    answered = made[f'vqa/v2_mscoco_{year}_annotations.json', 'annotations']
+    told_of = made[f"snli_ve/snli_ve_{split.replace('val', 'dev')}.jsonl", '']
+    for i in range(PER_PICTURE):
+        about = dict(image_id=number, question_id=(number - 1) * PER_PICTURE + i + 1)
         asked, answer = question(rng, scene, world)
-        made[f'questions {year}'].append(about | dict(question=asked))
         people = [dict(answer=answer, answer_confidence='yes', answer_id=n) for n in range(1, 11)]
-        about |= dict(multiple_choice_answer=answer, answers=people)
-        made[f'annotations {year}'].append(about)
+        asked_of.append(about | dict(question=asked))
+        answered.append(about | dict(multiple_choice_answer=answer, answers=people))
         sentence, label = hypothesis(rng, scene, world)
-        made[f'snli_ve {split}'].append(dict(Flickr30K_ID=str(number), sentence1='',
-                                             sentence2=sentence, gold_label=label))
+        told_of.append(dict(Flickr30K_ID=str(number), sentence1='', sentence2=sentence,
+                            gold_label=label))
 
 def add_pair(made, rng, scenes, pictures, split, number):
     """Statements about two pictures."""
@@ -185,31 +181,14 @@ def add_pair(made, rng, scenes, pictures, split, number):
     name = f'{part}-{number}-0'
     for i, picture in enumerate(pictures):
         save(picture, 'nlvr2/images', part, f'{name}-img{i}.png')
-    for i in range(2 * per_picture):
+    for i in range(2 * PER_PICTURE):
         sentence, true = statement(rng, *scenes)
-        made[f'nlvr2 {split}'].append(dict(identifier=f'{name}-{i}', sentence=sentence,
-                                           label=str(true)))
-
-def write(made):
-    """The rows {file: ...} in the formats of the public files."""
-    vqa = Path(out, 'vqa')
-    for year in 'train2014', 'val2014':
-        for what, file in (('questions', f'v2_OpenEnded_mscoco_{year}_questions.json'),
-                           ('annotations', f'v2_mscoco_{year}_annotations.json')):
-            (vqa / file).write_text(json.dumps({what: made[f'{what} {year}']}))
-    coco = dict(dataset='scenes', images=made['images'])
-    (vqa / 'dataset_coco.json').write_text(json.dumps(coco))
-    for split, name, part in ('train',) * 3, ('val', 'dev', 'dev'), ('test', 'test1', 'test'):
-        write_lines(f'nlvr2/{name}.json', made[f'nlvr2 {split}'])
-        write_lines(f'snli_ve/snli_ve_{part}.jsonl', made[f'snli_ve {split}'])
-
-def write_lines(file, rows):
-    Path(out, file).write_text(''.join(json.dumps(row) + '\n' for row in rows))
+        made[f'nlvr2/{part}.json', ''].append(
+            dict(identifier=f'{name}-{i}', sentence=sentence, label=str(true)))
 
 def main():
     from tqdm import tqdm
-    at_least(globals(), per_picture=1, train_videos=1)
-    truth, held = read_truth()
+    truth = read_truth()
     if Path(out).exists():                           # pictures of another set would stay in it
         sys.exit(f'error: {out} exists; remove it, or take another --out')
     scenes = [scene for about in truth.values() for scene in about['scenes']]
@@ -219,16 +198,18 @@ def main():
     made = defaultdict(list)
     number = 0
     for name, about in tqdm(truth.items(), unit='video'):
-        split = ('val', 'test')[held.index(name) % 2] if name in held else 'train'
         world = list(about['palette']), shapes
         found = key_frames(name, about['scenes'])
         for i, (scene, picture) in enumerate(found):
             number += 1
-            add_picture(made, rng, world, scene, picture, split, number)
+            add_picture(made, rng, world, scene, picture, about['split'], number)
             if i % 2:
-                add_pair(made, rng, *zip(*found[i - 1:i + 1]), split, number)
-    write(made)
-    print(f'{out}: {number} pictures;', ', '.join(f'{len(v)} {k}' for k, v in made.items()))
+                add_pair(made, rng, *zip(*found[i - 1:i + 1]), about['split'], number)
+    print(f'{out}: {number} pictures')
+    for (file, what), rows in made.items():
+        text = ''.join(json.dumps(row) + '\n' for row in rows)
+        Path(out, file).write_text(json.dumps({what: rows}) if what else text)
+        print(f'{out}/{file}: {len(rows)} rows')
 
 if __name__ == '__main__':
     config = configure(globals())

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from data.sources import read_rows
+
 def read_truth(path):
     try:
         return dict(json.loads(path.read_text(encoding='utf-8'))) if path.exists() else {}
@@ -17,11 +19,10 @@ def read_truth(path):
 def scenes(data, ids, truth):
     """What the folder `truth` says of frames `ids` of a Frames -> [(segment, the video's whole
     truth)], both {} where it says nothing."""
-    with open(data.path / 'videos.jsonl', encoding='utf-8') as lines:
-        names = [Path(json.loads(line)['source']).stem for line in lines]
+    rows = read_rows(data.path / 'videos.jsonl')
     files, found = {}, []
     for frame in data.frames[ids]:
-        name = names[data.videos[frame['video']]['row']]
+        name = Path(rows[data.videos[frame['video']]['row']]['source']).stem
         if name not in files:
             files[name] = read_truth(Path(truth) / f'{name}.json')
         about = files[name]
@@ -33,34 +34,36 @@ def scenes(data, ids, truth):
         sys.exit(f'error: --truth={truth} has no NAME.json for any of these videos')
     return found
 
+def named(scene):
+    """-> [(colour and shape, object)]"""
+    return [(f"{o['colour']} {o['shape']}", o) for o in scene.get('objects', [])]
+
 def concepts(data, ids, truth):
     """The name of what is to be seen in each frame (n,), '' where the truth says nothing."""
     names = []
     for scene, _ in scenes(data, ids, truth):
-        objects = sorted(f"{o['colour']} {o['shape']}" for o in scene.get('objects', []))
+        objects = sorted(name for name, _ in named(scene))
         names.append(scene.get('name') or ' '.join(objects))
     return np.array(names)
 
 def true_words(scene):
     """Every word that the truth has for what is to be seen -> set."""
     texts = [scene.get(key, '') for key in ('name', 'ground', 'texture')] + scene.get('tags', [])
-    for o in scene.get('objects', []):
-        texts += [o['colour'], o['shape'], o['size']]
+    texts += [f"{name} {o['size']}" for name, o in named(scene)]
     return set(' '.join(texts).lower().split())
 
 def in_window(box, about, data, size):
     """A box in pixels of the video -> of the middle window of size pixels that the model sees."""
-    full, p = data.meta['image_size'], data.meta['patch_size']
-    return np.array(box) * full / about['size'] - (full - size) // p // 2 * p
+    full = data.meta['image_size']
+    return np.array(box) * full / about['size'] - (full - size) // 2
 
 def phrases(data, ids, size, truth):
     """Objects that are the only ones of their colour and shape -> rows of ids, phrases, boxes."""
     rows, said, boxes = [], [], []
     for i, (scene, about) in enumerate(scenes(data, ids, truth)):
-        objects = scene.get('objects', [])
-        names = [f"{o['colour']} {o['shape']}" for o in objects]
-        for o, name in zip(objects, names):
-            if names.count(name) == 1:
+        objects = named(scene)
+        for name, o in objects:
+            if [other for other, _ in objects].count(name) == 1:
                 rows.append(i)
                 said.append(f"a {o['size']} {name}")
                 boxes.append(in_window(o['box'], about, data, size))
@@ -74,17 +77,15 @@ def colours(data, pairs, real, painted, truth):
     for i, (scene, about) in enumerate(scenes(data, pairs[0], truth)):
         palette = np.array(list(about.get('palette', {}).values()), float)
         said = data.text(pairs[1][i], pairs[2][i])
-        for o in scene.get('objects', []):
-            box = np.clip(in_window(o['box'], about, data, size), 0, size)
-            x0, y0, x1, y1 = box.astype(int)
+        for name, o in named(scene):
+            x0, y0, x1, y1 = np.clip(in_window(o['box'], about, data, size), 0, size).astype(int)
             want = list(about['palette']).index(o['colour'])
             own = np.abs(real[i, y0:y1, x0:x1] - palette[want]).max(-1) < 40    # not the ground's
-            if own.sum() >= 4 and f"{o['colour']} {o['shape']}" in said:
+            if own.sum() >= 4 and name in said:
                 mean = np.stack([p[i, y0:y1, x0:x1][own].mean(0) for p in painted.values()])
                 nearest = np.square(mean[:, None] - palette).sum(-1).argmin(1)
                 hits.append(nearest == want)
     if not hits:
         return {}
-    right = zip(painted, np.mean(hits, 0))
-    return {f'colour_acc_{k}': float(v) for k, v in right} | dict(colour_objects=len(hits),
-                                                                  colours=len(palette))
+    found = {f'colour_acc_{k}': float(v) for k, v in zip(painted, np.mean(hits, 0))}
+    return found | dict(colour_objects=len(hits), colours=len(palette))
