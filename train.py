@@ -8,7 +8,7 @@
 Ctrl-C or a crash, then the same command: the run goes on from out_dir/latest.pt exactly where it
 was. The model's own knobs stand in model.py, in VLConfig; they are flags like the ones below.
 """
-import functools, math, os, re, shutil, signal, sys, time, warnings
+import functools, math, os, re, signal, sys, time, warnings
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -25,6 +25,7 @@ from data.arrays import EVAL_SEED, get_batch, open_sets, read_meta, read_tokens,
 from data.tokens import EOT, build_keywords, build_vocab
 from data.weights import load_weights
 from model import OBJECTIVES, VLConfig, VLModel
+from runs.checkpoints import Checkpoints, snapshot
 from runs.cost import cost, print_cost
 from runs.log import Log
 from runs.machine import LOCAL_RANK, RANK, WORLD, meet, open_device, say
@@ -187,84 +188,6 @@ def update(model, optimizers, scaler):
 
 # ----------------------------------------------------------------------------------------------
 # checkpoints
-
-def snapshot(state):
-    """A copy of a state in memory, which a later step cannot change."""
-    def copied(x):
-        if isinstance(x, dict):
-            return {k: copied(v) for k, v in x.items()}
-        if isinstance(x, list):
-            return [copied(v) for v in x]
-        if not torch.is_tensor(x):
-            return x
-        # pinned: hundreds of copies follow each other, and the host waits once for all
-        host = torch.empty(x.shape, dtype=x.dtype, pin_memory=x.is_cuda)
-        return host.copy_(x.detach(), non_blocking=True)
-    copy = copied(state)
-    if torch.cuda.is_initialized():
-        torch.cuda.synchronize()
-    return copy
-
-def save_checkpoint(path, **state):
-    """Whole or not at all: written beside, flushed, renamed -> whether it was. A full disk costs
-    this checkpoint, not the former one and not the run."""
-    part = Path(f'{path}.part{os.getpid()}')
-    try:
-        with open(part, 'wb') as f:
-            torch.save(state, f)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(part, path)
-        return True
-    except (OSError, RuntimeError) as e:                               # torch's of a short write
-        part.unlink(missing_ok=True)
-        print(f'warning: checkpoint {path} not written ({e}); the former one stays')
-        return False
-
-def link_latest(path, after):
-    """latest.pt under another name too, without a second copy or write, if the writing `after`
-    which it comes went well -> whether it was."""
-    if after and not after.result():
-        return False
-    part = Path(f'{path}.part{os.getpid()}')
-    for put in os.link, shutil.copyfile:                               # not every disk has links
-        try:
-            put(path.with_name('latest.pt'), part)
-            os.replace(part, path)
-            return True
-        except OSError as e:
-            part.unlink(missing_ok=True)
-            why = e
-    print(f'warning: checkpoint {path} not written ({why})')
-    return False
-
-class Checkpoints:
-    """What a run keeps: copied at once, written behind the next steps, one at a time."""
-    def __init__(self, model, optimizers, scaler):
-        self.model = model
-        self.optimizers = optimizers
-        self.scaler = scaler
-        self.writer = ThreadPoolExecutor(1)
-        self.writing = None
-
-    def save(self, name, it):
-        if RANK:
-            return
-        self.wait()                                                    # one copy at a time
-        state = snapshot(dict(model=self.model.state_dict(), scaler=self.scaler.state_dict(),
-                              optimizers=[o.state_dict() for o in self.optimizers]))
-        knobs = {k: v for k, v in config.items() if k[0] != '_'}
-        self.writing = self.writer.submit(
-            save_checkpoint, Path(out_dir) / name, **state, config=knobs,
-            model_config=asdict(self.model.config), iter_num=it)
-
-    def keep(self, name):
-        if RANK == 0:
-            self.writing = self.writer.submit(link_latest, Path(out_dir) / name, self.writing)
-
-    def wait(self):
-        """Until the last one is written -> whether it could be."""
-        return self.writing is None or self.writing.result()
 
 FORMER = 'Take another --out_dir, or --resume=false to start anew'
 
@@ -554,7 +477,7 @@ def main():  # noqa: C901, PLR0914, PLR0915  (nanoGPT's loop, read in one piece)
 
     # the run's folder, and all that goes on beside the steps
     log = Log(config, start, pairs_per_step(), anew=not checkpoint and former.exists())
-    checkpoints = Checkpoints(model, optimizers, scaler)
+    checkpoints = Checkpoints(config, model, optimizers, scaler)
     steps, gflop = announce(model, sets, val_sets, dev, precision)
     reader = Reader(sets, model.config, start)
     step_model = prepare_step(model, reader, dev, autocast)

@@ -25,7 +25,8 @@ from data.examples import read_splits, worth
 from data.pictures import middle_square, read_picture
 from data.tokens import gpt2_encoding
 from data.weights import load_former
-from train import Muon, save_checkpoint
+from runs.checkpoints import save_checkpoint
+from runs.muon import Muon
 
 WEIGHT_DECAY = .05
 PATIENCE = 4                         # epochs without a better one: enough

@@ -124,9 +124,9 @@ def attention():
                 yield row | dict(refused=str(e)[:80])
 
 def parts():
-    import train
     from data.arrays import window_patches
     from model import VLConfig, VLModel
+    from runs.checkpoints import snapshot
     from runs.muon import Muon, orthogonal
     c = VLConfig(vocab_size=50_257, full_size=SIDE, n_keywords=4096, image_size=256, patch_size=16,
                  n_layer=12, n_unimodal=8, n_head=12, n_embd=D, proj_dim=256, distill=.4)
@@ -143,7 +143,7 @@ def parts():
                compiled=ms(lambda: together(G)))
     yield dict(what='clip', ms=ms(lambda: torch.nn.utils.clip_grad_norm_(mine, 1.)))
     yield dict(what='teacher', ms=ms(lambda: model.follow(5)))
-    yield dict(what='snapshot of the model', ms=ms(lambda: train.snapshot(model.state_dict()), 3))
+    yield dict(what='snapshot of the model', ms=ms(lambda: snapshot(model.state_dict()), 3))
 
     raw = torch.randint(0, 256, (PAIRS, (SIDE // PATCH) ** 2, PATCH ** 2 * 3), dtype=torch.uint8)
     there, pinned = raw.cuda(), raw.pin_memory()

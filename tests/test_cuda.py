@@ -10,6 +10,7 @@ import pytest
 import torch
 import train
 from conftest import ROOT
+from runs import checkpoints
 from runs.machine import PEAK, peak_of
 from test_model import build, make_batch
 from test_train import TINY, knob  # noqa: F401
@@ -113,33 +114,32 @@ def test_lengths_at_which_cudnn_gives_nan_turn_it_off(monkeypatch):
 
 
 @pytest.mark.parametrize('links', [True, False])
-def test_best_is_the_last_checkpoint_under_another_name(knob, tmp_path, monkeypatch, links):  # noqa: F811
-    knob(out_dir=str(tmp_path))
-
+def test_best_is_the_last_checkpoint_under_another_name(tmp_path, monkeypatch, links):
     def no_links(*_):
         raise OSError('this disk has no links')
 
     if not links:
         monkeypatch.setattr(os, 'link', no_links)
     m = build()
-    checkpoints = train.Checkpoints(m, [], torch.amp.GradScaler('cpu', enabled=False))
+    scaler = torch.amp.GradScaler('cpu', enabled=False)
+    kept = checkpoints.Checkpoints(dict(out_dir=str(tmp_path), _source={}), m, [], scaler)
     latest, best = tmp_path / 'latest.pt', tmp_path / 'best.pt'
-    checkpoints.save('latest.pt', 4)
-    checkpoints.keep('best.pt')
-    assert checkpoints.wait() and best.read_bytes() == latest.read_bytes()
+    kept.save('latest.pt', 4)
+    kept.keep('best.pt')
+    assert kept.wait() and best.read_bytes() == latest.read_bytes()
     assert best.samefile(latest) == links
     with torch.no_grad():
         m.cls_token.add_(1)
-    checkpoints.save('latest.pt', 8)
-    assert checkpoints.wait()
-    kept = [torch.load(path, weights_only=True)['iter_num'] for path in (best, latest)]
-    assert kept == [4, 8] and sorted(p.name for p in tmp_path.iterdir()) == ['best.pt', 'latest.pt']
+    kept.save('latest.pt', 8)
+    assert kept.wait()
+    its = [torch.load(path, weights_only=True)['iter_num'] for path in (best, latest)]
+    assert its == [4, 8] and sorted(p.name for p in tmp_path.iterdir()) == ['best.pt', 'latest.pt']
 
     # what could not be written is not the best
-    monkeypatch.setattr(train, 'save_checkpoint', lambda *_, **__: False)
-    checkpoints.save('latest.pt', 12)
-    checkpoints.keep('best.pt')
-    assert not checkpoints.wait()
+    monkeypatch.setattr(checkpoints, 'save_checkpoint', lambda *_, **__: False)
+    kept.save('latest.pt', 12)
+    kept.keep('best.pt')
+    assert not kept.wait()
     assert torch.load(best, weights_only=True)['iter_num'] == 4
 
 

@@ -19,6 +19,7 @@ from data.arrays import (
 )
 from data.tokens import build_keywords, build_vocab, gpt2_encoding
 from model import VLConfig, plan_positions
+from runs import checkpoints
 from runs.muon import Muon, orthogonal
 
 DEFAULTS = {k: getattr(train, k) for k in knobs(vars(train))}
@@ -463,13 +464,13 @@ def test_validation_touches_no_training_state(scenes, unbroken, knob, tmp_path):
 def test_options_of_speed_change_no_number(scenes, unbroken, knob, tmp_path, monkeypatch):
     """Reading ahead, activations computed again, a slow disk: the losses and the
     checkpoints stay the same, to the bit."""
-    save = train.save_checkpoint
+    save = checkpoints.save_checkpoint
 
     def slow(path, **state):
         time.sleep(0.3)  # the run goes on meanwhile
         return save(path, **state)
 
-    monkeypatch.setattr(train, 'save_checkpoint', slow)
+    monkeypatch.setattr(checkpoints, 'save_checkpoint', slow)
     began = time.perf_counter()
     log = run(knob, scenes, tmp_path / 'run', prefetch=1, recompute=True, keep_interval=8)
     assert numbers(log) == numbers(read_log(unbroken[0])) and same_weights(
@@ -481,7 +482,7 @@ def test_options_of_speed_change_no_number(scenes, unbroken, knob, tmp_path, mon
         and not same_weights(kept['model'], weights(unbroken[0]))
         and time.perf_counter() - began > 1
     )
-    monkeypatch.setattr(train, 'save_checkpoint', save)
+    monkeypatch.setattr(checkpoints, 'save_checkpoint', save)
     run(knob, scenes, tmp_path / 'eight', keep_interval=8, max_iters=12, eval_interval=1000)
     assert same_weights(kept['model'], weights(tmp_path / 'eight', 'iter_000008')), (
         'what was written late is what there was'
@@ -753,17 +754,17 @@ def test_half_precision_without_git(scenes, knob, tmp_path, monkeypatch):
 def test_everything_resumes_exactly(scenes, knob, tmp_path, monkeypatch):
     """Teacher, queue, keywords and negatives too: a run that ends after a checkpoint and is started
     again is the unbroken one, to the bit."""
-    want, save = run(knob, scenes, tmp_path / 'whole', **FULL), train.save_checkpoint
+    want, save = run(knob, scenes, tmp_path / 'whole', **FULL), checkpoints.save_checkpoint
 
     def save_and_die(path, **state):
         save(path, **state)
         if state['iter_num'] == 8 and path.name == 'latest.pt':
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(train, 'save_checkpoint', save_and_die)
+    monkeypatch.setattr(checkpoints, 'save_checkpoint', save_and_die)
     with pytest.raises(KeyboardInterrupt):
         run(knob, scenes, tmp_path / 'broken', **FULL)
-    monkeypatch.setattr(train, 'save_checkpoint', save)
+    monkeypatch.setattr(checkpoints, 'save_checkpoint', save)
     assert numbers(run(knob, scenes, tmp_path / 'broken', **FULL)) == numbers(
         want
     ) and same_weights(weights(tmp_path / 'broken'), weights(tmp_path / 'whole'))
@@ -1099,13 +1100,13 @@ def test_a_loss_that_is_not_finite_stops_the_run(scenes, knob, tmp_path, capsys)
 
 
 def test_a_full_disk_keeps_the_former_checkpoint(tmp_path, monkeypatch, capsys):
-    train.save_checkpoint(tmp_path / 'latest.pt', value=torch.ones(3))
+    checkpoints.save_checkpoint(tmp_path / 'latest.pt', value=torch.ones(3))
 
     def full(*_):
         raise OSError(28, 'No space left on device')
 
     monkeypatch.setattr(train.os, 'fsync', full)
-    train.save_checkpoint(tmp_path / 'latest.pt', value=torch.zeros(3))
+    checkpoints.save_checkpoint(tmp_path / 'latest.pt', value=torch.zeros(3))
     assert (
         torch.load(tmp_path / 'latest.pt', weights_only=True)['value'].sum() == 3
         and 'No space left' in capsys.readouterr().out
