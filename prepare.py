@@ -21,7 +21,7 @@ from typing import Literal
 import numpy as np
 
 from configurator import at_least, configure
-from data.arrays import CAPTIONS, FORMAT, patchify
+from data.arrays import CAPTIONS, FORMAT, FRAME_SILENT, patchify
 from data.check import doubts, problems
 from data.report import estimate, table, write_preview
 from data.shards import (Hashed, read_shard, sha256, shard_path, take_down, whole,
@@ -84,7 +84,6 @@ FRAME = np.dtype([('video', 'u4'), ('t_ms', 'u4'), ('t_end_ms', 'u4'), ('token',
                   ('flags', 'u2')])
 VIDEO = np.dtype([('token_start', 'u8'), ('token_end', 'u8'), ('frame_start', 'u8'),
                   ('frame_end', 'u8'), ('duration_ms', 'u4'), ('row', 'u4'), ('flags', 'u2')])
-FRAME_SILENT = 2                 # frames.flags: no word is spoken while it stands
 VIDEO_TRUNCATED = 2              # videos.flags, beside CAPTIONS
 VIDEO_STATIC = 4
 

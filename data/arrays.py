@@ -16,6 +16,8 @@ from data.tokens import EOT, compact, compact_lookup, gpt2_encoding
 FORMAT = 1                       # of data/<dataset>/
 EVAL_SEED = 2 ** 32 - 1          # the same validation batches and masks, whatever the seed
 CAPTIONS = 1                     # bit of videos.flags: an image-caption list, a caption per <EOT>
+FRAME_SILENT = 2                 # bit of frames.flags: no word is spoken while it stands
+BLOCK, RUN = 1 << 20, 1 << 12    # frames that are put in order together, and that stay neighbours
 
 def patchify(images, p):
     """(B, H, W, 3) -> (B, N, p * p * 3): patches in raster order, each (row, column, channel).
@@ -90,17 +92,25 @@ class Frames:
                                   meta['patch_size'] ** 2 * 3)
         self.tokens = open_array(path, split, 'tokens', np.uint16, n['tokens'])
         self.times = open_array(path, split, 'times', np.uint32, n['tokens'])      # ms
-        self.frames = np.load(path / f'{split}_frames.npy', allow_pickle=False)
-        self.videos = np.load(path / f'{split}_videos.npy', allow_pickle=False)
+        self.frames = np.load(path / f'{split}_frames.npy', 'r', allow_pickle=False)
+        self.videos = np.load(path / f'{split}_videos.npy', 'r', allow_pickle=False)
 
-        # the frames to learn from or to be judged on
-        self.usable = np.arange(len(self.frames))
+        # the frames to learn from or to be judged on; words may also be said around a silent one
+        usable = np.ones(len(self.frames), bool)
         if not silent:
-            self.usable = self.usable[self.all_spans(self.usable)[1] > 0]
+            quiet = np.flatnonzero(self.frames['flags'] & FRAME_SILENT)
+            usable[quiet] = self.all_spans(quiet)[1] > 0
+        self.usable = np.flatnonzero(usable)
         if overfit and len(self.usable):
             some = np.linspace(0, len(self.usable) - 1, overfit).astype(int)
             self.usable = self.usable[some]
-        self.order = functools.lru_cache(2)(self.order)                # of this epoch and the next
+
+        # runs of whole videos, which an epoch of millions of frames shuffles first
+        video = self.frames['video'][self.usable[::RUN]]
+        begins = np.searchsorted(self.usable, self.videos['frame_start'][video])
+        self.runs = np.unique(np.append(begins, len(self.usable)))
+        self.plan = functools.lru_cache(2)(self.plan)                  # of this epoch and the next
+        self.order = functools.lru_cache(2)(self.order)
 
     # --- words --------------------------------------------------------------------------------
 
@@ -189,11 +199,24 @@ class Frames:
 
     # --- order --------------------------------------------------------------------------------
 
-    def order(self, epoch):
-        """The frames of one epoch: none twice, and those of a video spread evenly: sorted by
-        (j + u) / n, j shuffled within the video, u per video."""
-        rng = np.random.default_rng([self.seed, epoch])
-        frames = rng.permutation(self.usable)
+    def plan(self, epoch):
+        """-> runs of each block of an epoch, and where the blocks begin and end in it."""
+        n = len(self.runs) - 1
+        per_block = BLOCK // RUN
+        runs = np.arange(n)
+        if n > per_block:
+            runs = np.random.default_rng([self.seed, epoch, n]).permutation(n)
+        blocks = [runs[at:at + per_block] for at in range(0, n, per_block)]
+        sizes = [np.diff(self.runs)[block].sum() for block in blocks]
+        return blocks, np.cumsum([0, *sizes])
+
+    def order(self, epoch, block=0):
+        """The frames of a block of an epoch: none twice, and those of a video spread evenly: sorted
+        by (j + u) / n, j shuffled within the video, u per video."""
+        rng = np.random.default_rng([self.seed, epoch, block] if block else [self.seed, epoch])
+        runs = self.plan(epoch)[0][block]
+        usable = [self.usable[self.runs[r]:self.runs[r + 1]] for r in runs]
+        frames = rng.permutation(np.concatenate(usable))
         video = self.frames['video'][frames]
         by_video = np.argsort(video, kind='stable')
         frames = frames[by_video]
@@ -204,10 +227,15 @@ class Frames:
 
     def sample(self, first, count):
         """Positions [first, first + count) of the endless stream of epochs -> frame ids."""
-        n = len(self.usable)
-        epochs = range(first // n, (first + count) // n + 1)
-        stream = np.concatenate([self.order(epoch) for epoch in epochs])
-        return stream[first - epochs[0] * n:][:count]
+        pieces = [np.zeros(0, np.int64)]
+        while count:
+            epoch, at = divmod(first, len(self.usable))
+            edges = self.plan(epoch)[1]
+            block = int(np.searchsorted(edges, at, 'right')) - 1
+            pieces.append(self.order(epoch, block)[at - edges[block]:][:count])
+            first += len(pieces[-1])
+            count -= len(pieces[-1])
+        return np.concatenate(pieces)
 
     # --- pictures -----------------------------------------------------------------------------
 

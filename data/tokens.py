@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 EOT = 50256                      # <|endoftext|> closes every text
+PIECE = 1 << 22                  # tokens that are counted at a time: memory stays flat
 TOKENIZER_SHA256 = '306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930'   # r50k_base
 
 STOP_WORDS = set("""a about above after again all also am an and any are as at back be because been
@@ -63,7 +64,8 @@ def build_vocab(texts, compact_vocab=True):
     if compact_vocab:
         used = np.array([len(s) == 1 for s in spelling] + [False])
         for tokens in texts:
-            used[np.unique(tokens)] = True
+            for piece in np.array_split(tokens, len(tokens) // PIECE + 1):
+                used[piece] = True
         used[EOT] = False                                              # never inside a text
     else:
         used = np.ones(EOT + 1, bool)
@@ -77,10 +79,12 @@ def build_keywords(texts, vocab, stretch, limit=4096):
     lookup, encoding = compact_lookup(vocab), gpt2_encoding()
     said, n = np.zeros(len(vocab), int), 0
     for tokens in texts:
-        known = lookup[tokens]
-        place = np.arange(len(known)) // stretch
-        pairs = np.unique(np.stack([place, known], 1)[known >= 0], axis=0)     # once per stretch
-        said += np.bincount(pairs[:, 1], minlength=len(vocab))
+        whole = PIECE // stretch * stretch                             # no stretch in two pieces
+        for at in range(0, len(tokens), whole):
+            known = lookup[tokens[at:at + whole]]
+            place = np.arange(len(known)) // stretch
+            once = np.unique((place * len(vocab) + known)[known >= 0])         # per stretch
+            said += np.bincount(once % len(vocab), minlength=len(vocab))
         n += -(-len(tokens) // stretch)
     chosen = []
     for i in np.argsort(-said, kind='stable'):                         # the commonest first
