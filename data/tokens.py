@@ -82,10 +82,11 @@ def build_keywords(texts, vocab, stretch, limit=4096):
         whole = PIECE // stretch * stretch                             # no stretch in two pieces
         for at in range(0, len(tokens), whole):
             known = lookup[tokens[at:at + whole]]
-            place = np.arange(len(known)) // stretch
-            once = np.unique((place * len(vocab) + known)[known >= 0])         # per stretch
-            said += np.bincount(once % len(vocab), minlength=len(vocab))
-        n += -(-len(tokens) // stretch)
+            known = np.append(known, np.full(-len(known) % stretch, -1)).reshape(-1, stretch)
+            known.sort(1)
+            fresh = np.diff(known, axis=1, prepend=-1) > 0             # each once per stretch
+            said += np.bincount(known[fresh], minlength=len(vocab))
+            n += len(known)
     chosen = []
     for i in np.argsort(-said, kind='stable'):                         # the commonest first
         text = encoding.decode_single_token_bytes(int(vocab[i])).decode('latin-1')
