@@ -19,13 +19,13 @@ import torch.nn.functional as F
 import model as models
 from configurator import at_least, configure
 from data.arrays import CAPTIONS, Frames, open_sets, unpatchify
-from data.pictures import as_picture, sheet
+from data.pictures import as_picture, evenly, sheet
 from data.scenes import truth as truths
 from model import take
 from runs.caption import as_text
 from runs.machine import open_device
 from runs.paint import to_pixels
-from runs.table import compare
+from runs.table import compare, tell
 
 run = 'out/run'                  # a folder of train.py
 checkpoint: Literal['best', 'latest'] = 'best'
@@ -269,7 +269,7 @@ def likelihood(model, kept, images, texts, at_once):
 def draw_retrieval(data, c, ids, kept, rank, top, among, k):
     """Words and what comes first, the right one with a green rim. rank (m,), top (m, 5)."""
     rows = []
-    for j in np.linspace(0, len(rank) - 1, min(k.n_pictures, len(rank))).round().astype(int):
+    for j in evenly(len(rank), k.n_pictures):
         said = data.text(kept.start[j], kept.length[j])
         row = [f'"{said}"\n\nthe right one came {rank[j] + 1}. of {among}']
         for i in top[j, :5].tolist():
@@ -382,7 +382,7 @@ def pictures(model, data, pairs, k):
     """One row a frame: original, what the model sees of it, what it paints from that and the words,
     what from the words alone; what was said, and what it writes from the picture."""
     c = model.config
-    pick = np.linspace(0, len(pairs[0]) - 1, min(k.n_pictures, len(pairs[0]))).round().astype(int)
+    pick = evenly(len(pairs[0]), k.n_pictures)
     pairs = [column[pick] for column in pairs]
     _, x, tokens, pad, noise = next(data.batches(pairs, c, model.vocab.device, len(pick)))
     columns = dict(original=x.float() / 255)
@@ -461,8 +461,7 @@ def main(config, tasks):
     for name, judge in tasks.items():
         found = getattr(judge, 'judge', judge)(model, sets[0], pairs, k)
         results[name] = found
-        for what, v in found.items():
-            print(f'  {what:32s}{v:.4f}' if isinstance(v, float) else f'  {what:32s}{v}')
+        tell(found)
         path.write_text(json.dumps(results, indent=1))
     print(f'wrote {path}')
 

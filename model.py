@@ -273,10 +273,6 @@ class Attention(nn.Module):
         x = F.linear(x, self.qkv.weight[rows], self.qkv.bias[rows])
         return x.view(B, L, last - first, self.n_head, -1).permute(2, 0, 3, 1, 4)
 
-    def merge(self, x):
-        """(B, n_head, L, D / n_head) -> (B, L, D)."""
-        return self.proj(x.transpose(1, 2).flatten(2))
-
     def forward(self, x, mask, n=None):
         """n: only the first n positions ask, of all; None: each does."""
         if n is None:
@@ -289,7 +285,7 @@ class Attention(nn.Module):
                 x = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), mask)
         else:
             x = F.scaled_dot_product_attention(q, k, v, mask)
-        return self.merge(x)
+        return self.proj(x.transpose(1, 2).flatten(2))
 
     def cls_row(self, x, mask):
         """How much the first position attends to each (B, n_head, L)."""
@@ -953,17 +949,17 @@ class VLModel(nn.Module):
         return patchify(torch.from_numpy(pixels).to(self.pixel_mean.device), c.patch_size)
 
     def tokenise(self, texts):
-        """[B strings] -> tokens (B, T) in the model's vocabulary, pad (B, T) bool. Words beyond
+        """[B strings] -> tokens (B, T) in the model's vocabulary, pad (B, 1 + T). Words beyond
         text_len tokens are not read."""
         T, lookup = self.config.text_len, compact_lookup(self.vocab.cpu().numpy())
         tokens = torch.zeros(len(texts), T, dtype=torch.long)
-        pad = torch.ones(len(texts), T, dtype=torch.bool)
+        pad = torch.ones(len(texts), 1 + T, dtype=torch.bool)
         for i, text in enumerate(texts):
             ids = gpt2_encoding().encode_ordinary(' ' + ' '.join(text.split()))
             ids = torch.from_numpy(compact(np.array(ids, int), lookup)[:T])
             tokens[i, :len(ids)] = ids
-            pad[i, :len(ids)] = False
-        return tokens, pad
+            pad[i, :1 + len(ids)] = False
+        return tokens.to(self.vocab.device), pad.to(self.vocab.device)
 
     @torch.no_grad()
     def encode_image(self, pictures):
@@ -977,8 +973,7 @@ class VLModel(nn.Module):
         """String(s) -> unit vectors (B, proj_dim); (proj_dim,) for a single one."""
         if isinstance(texts, str):
             return self.encode_text([texts])[0]
-        tokens, pad = (x.to(self.vocab.device) for x in self.tokenise(texts))
-        return self.text_embedding(tokens, F.pad(pad, (1, 0)))
+        return self.text_embedding(*self.tokenise(texts))
 
 # ----------------------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-# ALBEF, 2107.07651: align, then fuse.     python train.py config/albef.py --out_dir=out/albef
+# ALBEF, 2107.07651: align, then fuse.
 # Differs: fusion by attention over [text ; image] in a shared stack (there cross-attention in half
 # of a text encoder); one negative per pair
 n_unimodal = n_layer // 2

@@ -1,4 +1,4 @@
-# BERT-style masked words, 1810.04805.     python train.py config/bert.py --out_dir=out/bert
+# BERT-style masked words, 1810.04805.
 # Differs: no next-sentence task; every chosen word becomes [MASK] (no 10 % random, 10 % kept)
 parts = 'text_only:1'
 mask_rate = .15

@@ -1,4 +1,4 @@
-# CLIP, 2103.00020: contrast alone.     python train.py config/clip.py --out_dir=out/clip
+# CLIP, 2103.00020: contrast alone.
 # Differs: one stack of weights for both modalities (there two towers); text reads both ways
 n_unimodal = n_layer
 parts = 'clean:1'

@@ -3,7 +3,6 @@
 #       --patch_size=8
 #   python train.py config/drawings.py
 #   python eval.py --run=out/drawings --truth=<drawings>/truth
-# 2 CPU cores: 15 minutes, 90 pairs/s. R@1 of 508: 7.3 / 7.1 % (chance 0.2 %)
 out_dir = 'out/drawings'
 dataset = 'drawings'
 context_s = 0.0              # a drawing is shown as long as it is spoken of (runs/RESULTS.md)

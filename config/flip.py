@@ -1,4 +1,4 @@
-# FLIP, 2212.00794: CLIP on half of the patches.   python train.py config/flip.py --out_dir=out/flip
+# FLIP, 2212.00794: CLIP on half of the patches.
 # Differs: as clip.py; no last epochs on whole pictures
 n_unimodal = n_layer
 parts = 'clean:1'

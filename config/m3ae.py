@@ -1,5 +1,4 @@
 # M3AE, 2205.14204: words and patches masked together.
-#   python train.py config/m3ae.py --out_dir=out/m3ae
 # Differs: masked words stay as [MASK], 15..75 % of them (there 75 % leave the sequence); one mask
 # per sample, not per batch
 n_unimodal = 0

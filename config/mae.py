@@ -1,4 +1,4 @@
-# MAE, 2111.06377: pictures alone, 75 % removed.     python train.py config/mae.py --out_dir=out/mae
+# MAE, 2111.06377: pictures alone, 75 % removed.
 # Differs: predictor of 2 blocks of half the width (there: 8 of 512); no random resized crops
 parts = 'image_only:1'
 keep_lo = .25

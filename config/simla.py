@@ -1,5 +1,4 @@
 # SIMLA, 2203.14395: global, patch-token and concept alignment.
-#   python train.py config/simla.py --out_dir=out/simla
 # Differs: pixels instead of visual codes, of removed patches; every sample hides words or patches
 # (there both, in two passes); fusion as in albef.py; one negative per pair
 n_unimodal = n_layer // 2

@@ -1,5 +1,4 @@
 # ViLT, 2102.03334: one stream, masked words with the whole picture, matching.
-#   python train.py config/vilt.py --out_dir=out/vilt
 # Differs: one negative per pair (there a pair is true or false with probability 1/2); no word-patch
 # alignment by optimal transport
 n_unimodal = 0

@@ -1,6 +1,6 @@
 """Examples for fine-tuning and probes: JSONL of {"images": [one or two paths], "text": ...,
 "label": ...}, or "answers" of four or more people for the label; "id" as you like."""
-import json, sys
+import json, os, sys
 from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,9 +18,24 @@ def public_file(name, of):
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as e:
         sys.exit(f'error: {name}: {e!r}; --source must be the folder with the files of {of}')
 
-def read_lines(path):
-    lines = path.read_text(encoding='utf-8').split('\n')
-    return [json.loads(line) for line in lines if line.strip()]
+def convert(source, out, of, files, example, labels):
+    """Public files of JSON lines {split: name} under `source` -> examples in `out`, those with one
+    of the labels and their pictures. example(row, number, name) -> an example with paths."""
+    found, skipped = {split: [] for split in files}, Counter()
+    for split, name in files.items():
+        with public_file(name, of):
+            lines = Path(source, name).read_text(encoding='utf-8').split('\n')
+            rows = [json.loads(line) for line in lines if line.strip()]
+            for number, row in enumerate(rows):
+                made = example(row, number, name)
+                if made['label'] not in labels:
+                    skipped['no_label'] += 1
+                elif not all(p.exists() for p in made['images']):
+                    skipped['no_picture'] += 1
+                else:
+                    made['images'] = [os.path.relpath(p, out) for p in made['images']]
+                    found[split].append(made)
+    write_examples(out, found, skipped)
 
 def write_examples(out, found, skipped):
     """found {split: rows} -> out/<split>.jsonl. skipped: Counter of causes, to be told."""

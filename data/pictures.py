@@ -72,6 +72,10 @@ def as_picture(patches, p):
     scale = 1. if patches.is_floating_point() else 255.
     return unpatchify(patches[None].float().cpu() / scale, p)[0].numpy()
 
+def evenly(n, most):
+    """-> numbers of rows to show: at most so many of n."""
+    return np.linspace(0, n - 1, min(most, n)).round().astype(int)
+
 def sheet(columns, rows, path):
     """A PNG: a title over each column; cells are text, pictures (H, W, 3) in [0, 1], or (picture,
     colour of its rim)."""

@@ -32,7 +32,7 @@ def score(folder):
     return last.get("val/i2t_r1", 0) + last.get("val/t2i_r1", 0) or -last["val/loss"]
 print(max(sys.argv[1:], key=score))' "$@"
 }
-arm() { # name, flags...: the learning rate, then the other seeds
+arm() { # name, flags...: the learning rate by the first seed, then the other seeds
     local won folders=()
     for lr in $LRS; do
         learn "$OUT/sweep/$1-$lr" "${@:2}" --seed="$first" --learning_rate="$lr"
@@ -45,12 +45,14 @@ arm() { # name, flags...: the learning rate, then the other seeds
         learn "$OUT/$1-$seed" "${@:2}" --seed="$seed" --learning_rate="${won#"$1"-}"
     done
 }
-change() { # name, seeds, flags...: of the full recipe
-    local lr
-    lr=$(basename "$(readlink "$OUT/full-$first")" | cut -d- -f2-)
-    for seed in $2; do
-        learn "$OUT/$1-$seed" config/full.py "${@:3}" --seed="$seed" --learning_rate="$lr"
-    done
+row() { # a preset, or "name: flags", a change of the full recipe, which takes its learning rate
+    local full
+    full=$(basename "$(readlink "$OUT/full-$first")")
+    # shellcheck disable=SC2086
+    case $1 in
+    *:*) LRS=${full#full-} arm "${1%%:*}" config/full.py ${1#*:} ;;
+    *) arm "$1" "config/$1.py" ;;
+    esac
 }
 tasks() { # folder: frozen, and fine-tuned; what was done before stays
     [ -f "$1/probe-tasks-classes.json" ] || python eval.py --run="$1" --checkpoint=latest \
@@ -70,38 +72,24 @@ if [ -f "$OUT/settings" ] && [ "$(cat "$OUT/settings")" != "$settings" ]; then
 fi
 echo "$settings" > "$OUT/settings"
 arm full config/full.py
-if [ $# -gt 0 ]; then
-    for it in "$@"; do
-        case $it in
-        *:*) change "${it%%:*}" "$SEEDS" ${it#*:} ;;
-        *) arm "$it" "config/$it.py" ;;
-        esac
-    done
-else
-    arm clip config/clip.py
-    for seeds in "$first" "${SEEDS#"$first"}"; do # one seed of everything first
-        change no_amm "$seeds" --parts=xmm_text:1,xmm_image:1
-        change no_xmm "$seeds" --parts=amm_text:1,amm_image:1
-        for it in itm psl mim; do change no_$it "$seeds" --$it=0; done
-    done
-    for name in simla amm vilt; do arm $name config/$name.py; done
-    for it in flip-2e-3 albef-2e-3 m3ae-8e-3 mae-8e-3 bert-8e-3; do # not swept, one seed
-        name=${it%%-*}
-        learn "$OUT/sweep/$it" config/$name.py --seed="$first" --learning_rate="${it#*-}"
-        ln -sfn "sweep/$it" "$OUT/$name-$first"
-    done
+asked=$#
+[ "$asked" -gt 0 ] || set -- clip "no_amm: --parts=xmm_text:1,xmm_image:1" \
+    "no_xmm: --parts=amm_text:1,amm_image:1" "no_itm: --itm=0" "no_psl: --psl=0" \
+    "no_mim: --mim=0" simla amm vilt
+for it in "$@"; do row "$it"; done
+if [ "$asked" = 0 ]; then # of one seed, the presets not swept
+    SEEDS=$first
+    for it in flip albef; do LRS=2e-3 row $it; done
+    for it in m3ae mae bert; do LRS=8e-3 row $it; done
     # of 8 samples with masked words so many fully (1 in full); of 8 with removed patches likewise
     for n in 0 4 6; do
-        change text_$n "$first" --parts=xmm_text:$((8 - n)),amm_text:$n,xmm_image:7,amm_image:1
-        change image_$n "$first" --parts=xmm_text:7,amm_text:1,xmm_image:$((8 - n)),amm_image:$n
+        row "text_$n: --parts=xmm_text:$((8 - n)),amm_text:$n,xmm_image:7,amm_image:1"
+        row "image_$n: --parts=xmm_text:7,amm_text:1,xmm_image:$((8 - n)),amm_image:$n"
     done
-    change joint_all "$first" --n_unimodal=0 --psl=0 # which needs a picture alone
-    change joint_half "$first" --n_unimodal=3
-    change itc3 "$first" --itc=3
     half=--parts=clean:8,xmm_text:3,xmm_image:3,amm_text:1,amm_image:1
-    change clean "$first" $half
-    change basic "$first" --itm=0 --psl=0 --distill=0
-    change basic_clean "$first" --itm=0 --psl=0 --distill=0 $half
+    for it in "joint_all: --n_unimodal=0 --psl=0" "joint_half: --n_unimodal=3" "itc3: --itc=3" \
+        "clean: $half" "basic: --itm=0 --psl=0 --distill=0" \
+        "basic_clean: --itm=0 --psl=0 --distill=0 $half"; do row "$it"; done
 fi
 if [ -n "$TASKS" ]; then
     [ -f data/nlvr2/scenes/test.jsonl ] || {

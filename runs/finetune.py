@@ -27,6 +27,7 @@ from data.tokens import gpt2_encoding
 from data.weights import load_former
 from runs.checkpoints import save_checkpoint
 from runs.muon import Muon
+from runs.table import keep
 
 WEIGHT_DECAY = .05
 PATIENCE = 4                         # epochs without a better one: enough
@@ -34,7 +35,7 @@ PATIENCE = 4                         # epochs without a better one: enough
 @dataclass
 class Knobs:
     examples: str = ''               # folder of data/examples.py's format
-    only: Literal['', 'text', 'image'] = ''      # the baseline that sees nothing else
+    only: Literal['', 'text'] = ''   # text: the baseline that sees no picture
     epochs: int = 10
     learning_rate: float = 2e-3      # of the head and the words,
     layer_decay: float = .75         # of a layer, as a share of that of the layer above
@@ -51,38 +52,32 @@ class Classifier(nn.Module):
         self.only = only
         c = model.config
         self.towers = c.n_unimodal == c.n_layer
-        states = 1 if only == 'image' or only and self.towers else 2
-        width = states * c.n_embd * (1 if only == 'text' else n_images)
+        states = 1 if only and self.towers else 2
+        width = states * (1 if only else n_images) * c.n_embd
         self.head = nn.Sequential(nn.Linear(width, 2 * c.n_embd), nn.LayerNorm(2 * c.n_embd),
                                   nn.GELU(), nn.Linear(2 * c.n_embd, n_labels))
 
     def forward(self, patches, tokens, pad):
         """patches (B, I, N, P) uint8, tokens (B, T), pad (B, 1 + T) -> (B, labels)."""
         m = self.model
+        T = m.config.text_len
         row = torch.arange(len(tokens), device=tokens.device)
-        text = None
-        if self.only != 'image':
-            T = m.config.text_len
-            end = (~pad[:, 1:]).sum(1).clamp(max=T - 1)                # the [MASK]'s place
-            tokens = F.pad(tokens, (0, 1))
-            pad = F.pad(pad, (0, 1), value=True)
-            tokens[row, end] = m.mask_id
-            pad[row, 1 + end] = False
-            pad = pad[:, :1 + T]
-            text = m.read(tokens[:, :T], pad)
+        end = (~pad[:, 1:]).sum(1).clamp(max=T - 1)                    # the [MASK]'s place
+        tokens = F.pad(tokens, (0, 1))
+        pad = F.pad(pad, (0, 1), value=True)
+        tokens[row, end] = m.mask_id
+        pad[row, 1 + end] = False
+        pad = pad[:, :1 + T]
+        text = m.read(tokens[:, :T], pad)
 
         states = []
-        pictures = [None] if self.only == 'text' else patches.unbind(1)
-        for x in pictures:
+        for x in [None] if self.only else patches.unbind(1):
             image = None if x is None else m.see(m.normalise(x))
             if self.towers:
                 states += [x[:, 0] for x in (text, image) if x is not None]
-                continue
-            fused_text, fused_image, _ = m.fuse(text, image, pad)
-            if text is None:
-                states.append(fused_image[:, 0])
             else:
-                states += [fused_text[:, 0], fused_text[row, 1 + end]]
+                fused, _, _ = m.fuse(text, image, pad)
+                states += [fused[:, 0], fused[row, 1 + end]]
         return self.head(torch.cat(states, 1)).float()
 
 @lru_cache(20_000)
@@ -108,9 +103,9 @@ def batch_of(model, rows, rng=None):
         patches.append(patchify(window, c.patch_size))
 
     tokens, pad = model.tokenise([row['text'] for row in rows])
-    T = max(int((~pad).sum(1).max()), 1)
-    batch = torch.from_numpy(np.stack(patches)), tokens[:, :T], F.pad(pad[:, :T], (1, 0))
-    return [x.to(model.pixel_mean.device) for x in batch]
+    T = max(int((~pad[:, 1:]).sum(1).max()), 1)
+    patches = torch.from_numpy(np.stack(patches)).to(tokens.device)
+    return patches, tokens[:, :T], pad[:, :1 + T]
 
 def choose_labels(rows, n):
     """-> the n commonest labels of training; tells how many examples have none of them."""
@@ -195,25 +190,17 @@ def learn(net, optimizers, rows, labels, epoch, k):
         total += loss.item() / steps
     return total
 
-def judge(net, rows, labels, batch_size):
-    """-> the answer to each example, their mean worth."""
+def answers(net, rows, labels, batch_size):
+    """-> the label chosen for each example."""
     net.eval()
     chosen = []
     for i in range(0, len(rows), batch_size):
         logits = net(*batch_of(net.model, rows[i:i + batch_size]))
         chosen += [labels[j] for j in logits.argmax(1).tolist()]
-    return chosen, mean_worth(rows, chosen)
+    return chosen
 
 def mean_worth(rows, chosen):
     return float(np.mean([worth(row, answer) for row, answer in zip(rows, chosen)]))
-
-def tell(found, path):
-    """Results -> a file and the screen."""
-    path.write_text(json.dumps(found, indent=1))
-    for name, value in found.items():
-        print(f'  {name:32s}' + (f'{value:.4f}' if isinstance(value, float) else f'{value}'))
-    print(f'wrote {path}')
-    return found
 
 def go_on(net, optimizers, made_of, out):
     """A run that was begun goes on, if it is the same -> where it is."""
@@ -234,7 +221,8 @@ def judge_all(net, rows, labels, out, k):
     found = {}
     for split in [s for s in rows if s != 'train']:
         some = rows[split]
-        chosen, found[split] = judge(net, some, labels, k.batch_size)
+        chosen = answers(net, some, labels, k.batch_size)
+        found[split] = mean_worth(some, chosen)
         found[f'{split}_commonest'] = mean_worth(some, labels[:1] * len(some))
         found[f'{split}_examples'] = len(some)
         told = [dict(id=row.get('id', i), answer=chosen[i]) for i, row in enumerate(some)]
@@ -265,7 +253,7 @@ def main(model, k):
     at = go_on(net, optimizers, made_of, out)
     while at['epoch'] < k.epochs and at['epoch'] - at['best_epoch'] < PATIENCE:
         loss = learn(net, optimizers, rows['train'], labels, at['epoch'], k)
-        value = judge(net, rows['val'], labels, k.batch_size)[1]
+        value = mean_worth(rows['val'], answers(net, rows['val'], labels, k.batch_size))
         at['epoch'] += 1
         print(f"epoch {at['epoch']}/{k.epochs} | loss {loss:.3f} | val {value:.1%}", flush=True)
         if value > at['best']:
@@ -277,4 +265,4 @@ def main(model, k):
     net.load_state_dict(torch.load(out / 'best.pt', map_location=dev, weights_only=True)['net'])
     found = dict(task=out.name, only=k.only or 'words and pictures', seed=k.seed,
                  labels=len(labels), best_epoch=at['best_epoch'], train_examples=len(rows['train']))
-    return tell(found | judge_all(net, rows, labels, out, k), out / 'result.json')
+    return keep(found | judge_all(net, rows, labels, out, k), out / 'result.json')

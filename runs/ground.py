@@ -3,8 +3,8 @@
     python eval.py --run=out/demo --task=ground --truth=data/scenes/videos/truth
     python eval.py --run=out/talks --task=ground --refs=refs.json
 
-Is the peak of the phrase's map in its box (pointing game), how much of the map is, how good is the
-box around its largest region? n phrases, N = g * g patches; boxes (n, 4): x0, y0, x1, y1 in pixels.
+Is the peak of the phrase's map in its box (pointing game), how good is the box around the map's
+largest region? n phrases, N = g * g patches; boxes (n, 4): x0, y0, x1, y1 in pixels.
 """
 import json, math, sys
 from dataclasses import dataclass
@@ -15,48 +15,15 @@ import torch
 import torch.nn.functional as F
 
 from data.arrays import EVAL_SEED, draw_noise
-from data.pictures import as_picture, read_picture, sheet
+from data.pictures import as_picture, evenly, read_picture, sheet
 from data.scenes import truth
 
 @dataclass
 class Knobs:
     refs: str = ''               # [{"image": path, "text": phrase, "box": [x, y, w, h]}, ...], JSON
-    ground_layer: int = 0        # which of the joint layers to look at
 
 # ----------------------------------------------------------------------------------------------
 # maps
-
-@torch.enable_grad()
-def attention_map(model, patches, tokens, pad, layer):
-    """Attention from the words to the patches (n, N, P) in a joint layer, where more of it would
-    raise itm's score that both match; without itm, the log-probability of the words, all masked
-    -> (n, N), not negative. Grad-CAM: ALBEF, 2107.07651."""
-    L = pad.shape[1]
-    by_itm = model.config.has('itm')
-    text = model.read(tokens if by_itm else torch.full_like(tokens, model.mask_id), pad)
-    x = torch.cat([text, model.see(model.normalise(patches))], 1).detach()
-    mask = ~F.pad(pad, (0, x.shape[1] - L))[:, None, None]
-    for i, block in enumerate(model.blocks[model.config.n_unimodal:]):
-        if i != layer:
-            x = block(x, mask)
-            continue
-        q, k, v = block.attn.heads(block.norm1(x))
-        weight = q @ k.mT / math.sqrt(q.shape[-1])                     # (n, n_head, L + N, L + N)
-        weight = weight.masked_fill(~mask, -math.inf).softmax(-1)
-        x = x + block.attn.merge(weight @ v)
-        x = x + block.mlp(block.norm2(x))
-    x = model.norm(x)
-    if by_itm:
-        score = model.itm_head(x[:, 0]) @ x.new_tensor([-1., 1.])
-    else:
-        told = model.word_logits(x[:, 1:L]).log_softmax(-1).gather(2, tokens[..., None])
-        score = told[..., 0] * ~pad[:, 1:]
-    gradient, = torch.autograd.grad(score.sum(), weight)
-    share = weight[:, :, :L, L + 1:]
-    share = share / share.sum(-1, keepdim=True)                        # among the patches
-    said = (~pad[:, None, :, None]).float()                            # by [CLS] and the words
-    heat = (share * gradient[:, :, :L, L + 1:].clamp(min=0) * said).sum(2) / said.sum(2)
-    return heat.mean(1).detach()
 
 def patches_map(model, patches, tokens, pad, batch_size=64, subsets=256):
     """Which patches (n, N, P), among the quarter that stays, bring the picture closer to this
@@ -77,13 +44,6 @@ def patches_map(model, patches, tokens, pad, batch_size=64, subsets=256):
         score = z @ phrase[i]
         heat.append((kept.T @ (score - score.mean())) / kept.sum(0).clamp(min=1))
     return torch.stack(heat).clamp(min=0)
-
-def maps(model, way, pixels, tokens, pad, k):
-    if way == 'patches':
-        return patches_map(model, pixels, tokens, pad, k.batch_size).cpu()
-    layer = min(max(k.ground_layer, 0), model.config.n_layer - model.config.n_unimodal - 1)
-    batches = zip(*(x.split(k.batch_size) for x in (pixels, tokens, pad)))
-    return torch.cat([attention_map(model, *batch, layer) for batch in batches]).cpu()
 
 # ----------------------------------------------------------------------------------------------
 # boxes
@@ -150,30 +110,24 @@ def read_phrases(model, data, pairs, k):
 
 def judge(model, data, pairs, k):
     c = model.config
-    ways = ['patches'] if c.has('itc') else []
-    if c.n_unimodal < c.n_layer and (c.has('itm') or c.has('mlm')):
-        ways.append('attention')
-    if not ways:
-        return dict(skipped='grounding needs itc, or joint layers and itm or mlm')
+    if not c.has('itc'):
+        return dict(skipped='grounding needs itc')
     if not k.truth and not k.refs:
         return dict(skipped='grounding needs --truth or --refs')
     pixels, phrases, boxes, outside = read_phrases(model, data, pairs, k)
     if not phrases:
         return dict(skipped='no phrase whose box lies in the picture')
-    words = model.tokenise(phrases)
-    words = [x.to(pixels.device) for x in (words[0], F.pad(words[1], (1, 0)))]
-    right, covered, out = places(boxes, c)
-    drawn = []
-    for way in ways:
-        heat = maps(model, way, pixels, *words, k)
-        far = [x.roll(len(boxes) // 2, 0) for x in words]              # phrases of other pictures
-        salience = maps(model, way, pixels, *far, k)
-        drawn.append((heat, hits(heat, right)))
-        out[f'{way}_pointing'] = hits(heat, right).mean()
-        out[f'{way}_pointing_other_phrase'] = hits(salience, right).mean()
-        found = scores(heat, boxes, covered, c.image_size)
-        out |= {f'{way}_{name}': v for name, v in found.items()}
-    draw(ways, drawn, phrases, pixels, c, k)
+    tokens, pad = model.tokenise(phrases)
+    heat = patches_map(model, pixels, tokens, pad, k.batch_size).cpu()
+    half = len(boxes) // 2                                             # phrases of other pictures
+    other = patches_map(model, pixels, tokens.roll(half, 0), pad.roll(half, 0), k.batch_size).cpu()
+    right, out = places(boxes, c)
+    hit = hits(heat, right)
+    overlap = iou(np.stack([box_of(h, c.image_size) for h in heat]), boxes)
+    out |= dict(patches_pointing=hit.mean(),
+                patches_pointing_other_phrase=hits(other, right).mean(),
+                patches_box_iou50=(overlap >= .5).mean(), patches_box_miou=overlap.mean())
+    draw(phrases, pixels, heat, hit, c, k)
     out = {name: float(v) for name, v in out.items()}
     return out | dict(phrases=len(boxes), phrases_outside=outside)
 
@@ -181,36 +135,27 @@ def hits(heat, right):
     """Is the peak of each map (n, N) right (n, N)? -> (n,) bool."""
     return right[np.arange(len(right)), heat.argmax(1)]
 
-def scores(heat, boxes, covered, size):
-    energy = (heat.numpy() * covered).sum(1) / heat.sum(1).double().clamp(min=1e-12).numpy()
-    overlap = iou(np.stack([box_of(h, size) for h in heat]), boxes)
-    return dict(energy_in_box=energy.mean(), box_iou50=(overlap >= .5).mean(),
-                box_miou=overlap.mean())
-
 def places(boxes, c):
-    """-> right (n, N): patches that touch the box, one of which the peak shall be; covered (n, N):
-    those with their centre in it; {share of places that are right, is the middle?}."""
+    """-> right (n, N): patches that touch the box, one of which the peak shall be; {share of places
+    that are right, is the middle?}."""
     p, size = c.patch_size, c.image_size
     at = np.arange(p / 2, size, p)
     grid = np.stack(np.meshgrid(at, at), -1).reshape(-1, 2)
-    low, high = boxes[:, None, :2], boxes[:, None, 2:]
+    low, high = boxes[:, None, :2] - p / 2, boxes[:, None, 2:] + p / 2
 
     def touched(points):
-        return ((low - p / 2 <= points) & (points <= high + p / 2)).all(-1)
-    covered = ((low <= grid) & (grid < high)).all(-1)
+        return ((low <= points) & (points <= high)).all(-1)
     right = touched(grid)
     middle = touched(np.full((1, 2), size / 2))
-    return right, covered, dict(pointing_chance=right.mean(1).mean(), pointing_centre=middle.mean())
+    return right, dict(pointing_chance=right.mean(1).mean(), pointing_centre=middle.mean())
 
-def draw(ways, drawn, phrases, pixels, c, k):
-    """out/<run>/ground.png: pictures, dark but where a map (N,) is high; the rim tells hits."""
+def draw(phrases, pixels, heat, hit, c, k):
+    """out/<run>/ground.png: pictures, dark but where the map (n, N) is high; the rim tells hits."""
     rows = []
-    for i in np.linspace(0, len(phrases) - 1, min(k.n_pictures, len(phrases))).round().astype(int):
+    for i in evenly(len(phrases), k.n_pictures):
         picture = as_picture(pixels[i], c.patch_size)
-        row = [phrases[i], picture]
-        for heat, hit in drawn:
-            glow = enlarge(heat[i], c.image_size)
-            high = (glow > .5 * glow.max().clamp(min=1e-12))[..., None].numpy()
-            row.append((np.where(high, picture, .35 * picture + .2), 'green' if hit[i] else 'red'))
-        rows.append(row)
-    sheet(['phrase', 'picture', *(f'by {way}' for way in ways)], rows, Path(k.run) / 'ground.png')
+        glow = enlarge(heat[i], c.image_size)
+        high = (glow > .5 * glow.max().clamp(min=1e-12))[..., None].numpy()
+        lit = np.where(high, picture, .35 * picture + .2)
+        rows.append([phrases[i], picture, (lit, 'green' if hit[i] else 'red')])
+    sheet(['phrase', 'picture', 'by patches'], rows, Path(k.run) / 'ground.png')

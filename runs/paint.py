@@ -6,8 +6,6 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch.nn.functional as F
-
 from data.pictures import as_picture, sheet
 
 @dataclass
@@ -26,7 +24,6 @@ def main(model, k):
                  'take a run with mim=1, mim_target=pixels and amm_image among its parts')
     if not k.query:
         sys.exit('error: paint needs --query="words"')
-    tokens, pad = (x.to(model.vocab.device) for x in model.tokenise([k.query]))
-    painted = to_pixels(model, model.paint(tokens, F.pad(pad, (1, 0))))[0]
+    painted = to_pixels(model, model.paint(*model.tokenise([k.query])))[0]
     row = [k.query, as_picture(painted, c.patch_size)]
     sheet(['words', 'painted'], [row], Path(k.run) / 'paint.png')

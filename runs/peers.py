@@ -19,9 +19,7 @@ from model import VLConfig
 from runs.machine import memory_gb, open_device, peak_of
 
 V = 50257
-HEADS = ('| training step | ms | pairs/s | GFLOP per pair | TFLOP/s | MFU | memory, GB '
-         '| waiting for data |')
-COLUMNS = dict(ms='.0f', pairs_per_s='.4g', gflop='.1f', tflop_per_s='.3g', mfu='.1%',
+COLUMNS = dict(ms='.0f', pairs_per_s='.4g', gflop_per_pair='.1f', tflop_per_s='.3g', mfu='.1%',
                memory_gb='.1f', wait='.2%')
 
 def size(c):
@@ -78,7 +76,8 @@ def measure(make, c, batches, dev, way):
     took = float(np.median(took[2:]))
     pace = len(batches[0][0]) / took
     gflop = counter.get_total_flops() / 4e9
-    row = dict(ms=1000 * took, pairs_per_s=pace, gflop=gflop, tflop_per_s=gflop * pace / 1e3)
+    row = dict(ms=1000 * took, pairs_per_s=pace, gflop_per_pair=gflop,
+               tflop_per_s=gflop * pace / 1e3)
     if cuda:
         row['memory_gb'] = memory_gb(dev)
     if peak := peak_of(dev):
@@ -103,7 +102,7 @@ def our_rows():
         row = dict(what=f'nanoVLP, all objectives, {path.parent.name}')
         for name in COLUMNS.keys() & lines[-1].keys():
             row[name] = float(np.median([x[name] for x in lines if name in x]))
-        row['gflop'] = 1e3 * row['tflop_per_s'] / row['pairs_per_s']
+        row['gflop_per_pair'] = 1e3 * row['tflop_per_s'] / row['pairs_per_s']
         yield row
 
 def peer_rows(c, batches, dev):
@@ -116,12 +115,11 @@ def peer_rows(c, batches, dev):
                 print(f'{name}, {way}: {type(e).__name__}: {str(e)[:200]}')
 
 def write_table(rows, title):
-    lines = [title, '', HEADS, '|' + '---|' * 8]
+    lines = [title, '', ' | '.join(['training step', *COLUMNS]), '---|' * 8]
     for row in rows:
         cells = [format(row[k], form) if k in row else '' for k, form in COLUMNS.items()]
-        lines.append(f"| {' | '.join([row['what'], *cells])} |")
+        lines.append(' | '.join([row['what'], *cells]))
     Path('out/bench/table.md').write_text('\n'.join(lines) + '\n')
-    Path('out/bench/table.json').write_text(json.dumps(rows, indent=1) + '\n')
     print(*lines, sep='\n')
 
 if __name__ == '__main__':

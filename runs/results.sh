@@ -31,7 +31,7 @@ python train.py config/scenes.py --init_from=$base/best.pt --itm=1 \
     --parts=xmm_text:6,xmm_image:2,amm_text:2,amm_image:2,clean:4 --learning_rate=2e-3 \
     --warmup_iters=30 --max_iters=400 $common --out_dir=$matched $TRAIN
 
-python eval.py --run=$base --truth=$videos/truth --ground_layer=1
+python eval.py --run=$base --truth=$videos/truth
 python eval.py --run=$matched --truth=$videos/truth
 python eval.py --run=$base --dataset=captions --task=retrieval --candidates=5000
 python train.py config/scenes.py --dataset=captions --init_from=$base/best.pt \

@@ -3,7 +3,7 @@
     python eval.py --run=out/talks --task=search --query="a red circle" --page
     python eval.py --run=out/talks --task=search --image=x.jpg --dataset=a,b --top=50
 
-The embedding of every frame is made once, and kept in out/<run>/search/*.npy.
+The embedding of every frame is made once, and kept in out/<run>/search/*.bin.
 """
 import base64, fcntl, hashlib, io, json, linecache, re, sys
 from dataclasses import dataclass
@@ -31,31 +31,24 @@ def frame_embeddings(model, data, k):
     which = f'{data.path.name}-{data.split}'
     made_of = f"{k.weights} {data.meta['arrays'][f'{data.split}_patches.bin']['sha256']}"
     digest = hashlib.sha256(made_of.encode()).hexdigest()[:12]
-    name = Path(k.run) / 'search' / f'{which}-{digest}.npy'
+    name = Path(k.run) / 'search' / f'{which}-{digest}.bin'
     if not name.exists():
         name.parent.mkdir(exist_ok=True)
         with open(name.with_suffix('.part'), 'ab') as f:
             fcntl.flock(f, fcntl.LOCK_EX)                              # a second search waits
             if not name.exists():
                 embed_frames(model, data, f, k.batch_size)
-                for old in name.parent.glob(f'{which}-*.npy'):         # of other weights
+                for old in name.parent.glob(f'{which}-*.bin'):         # of other weights
                     old.unlink()
                 name.with_suffix('.part').rename(name)
-    return np.load(name, mmap_mode='r', allow_pickle=False)
+    return np.memmap(name, np.float16, 'r').reshape(-1, model.config.proj_dim)
 
 def embed_frames(model, data, f, batch_size):
-    """Append to f what it lacks of a .npy file with the embedding of every frame."""
+    """Append to f what it lacks of the embeddings of all frames."""
     from tqdm import tqdm
-    n, d = len(data.frames), model.config.proj_dim
-    head = io.BytesIO()
-    about = dict(descr='<f2', fortran_order=False, shape=(n, d))
-    np.lib.format.write_array_header_1_0(head, about)
-    head = head.getvalue()
-    done = max(0, f.tell() - len(head)) // (2 * d)                     # whole rows
-    if f.tell() < len(head):
-        f.truncate(0)
-        f.write(head)
-    f.truncate(len(head) + 2 * d * done)
+    n, row = len(data.frames), 2 * model.config.proj_dim               # bytes
+    done = f.tell() // row
+    f.truncate(row * done)
     for i in tqdm(range(done, n, batch_size), 'frames', disable=None):
         ids = np.arange(i, min(i + batch_size, n))
         z = model.image_embedding(data.pictures(ids, model.config, model.vocab.device))

@@ -7,7 +7,18 @@ import numpy as np
 
 SHOWN = """i2t_r1 t2i_r1 itm_i2t_r1 itm_t2i_r1 likelihood_i2t_r1 likelihood_t2i_r1 mlm_acc_right
 mlm_acc_shuffled alignment_bits psnr_masked psnr_from_words colour_acc_from_words
-keyword_precision_voted keyword_precision_any patches_pointing attention_pointing""".split()
+keyword_precision_voted keyword_precision_any patches_pointing""".split()
+
+def tell(found):
+    for name, v in found.items():
+        print(f'  {name:32s}{v:.4f}' if isinstance(v, float) else f'  {name:32s}{v}')
+
+def keep(found, path):
+    """{name: number} -> the screen and a file."""
+    tell(found)
+    path.write_text(json.dumps(found, indent=1))
+    print(f'wrote {path}')
+    return found
 
 def numbers(path):
     """eval.json, {task: {name: number}}, as one {name: number}."""
@@ -36,7 +47,7 @@ def results(path):
         found.setdefault(name, []).append(result.get('test', result['val']))
     for p in sorted(path.glob('probe-*.json')):
         for k, v in json.loads(p.read_text()).items():
-            if k in ('linear', 'knn', 'zero_shot', 'text_only'):
+            if k in ('linear', 'knn', 'zero_shot'):
                 found[f'{p.stem} {k}'] = [v]
     return found
 

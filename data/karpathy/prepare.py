@@ -17,16 +17,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from configurator import configure
+from data.examples import public_file
 
 source = ''
 out = 'data/karpathy/coco.jsonl'
-
-def read_images(path):
-    try:
-        images = json.loads(path.read_text(encoding='utf-8'))['images']
-    except (OSError, ValueError, KeyError, TypeError) as e:
-        sys.exit(f'error: {path}: {type(e).__name__}: {e}; expected {{"images": [...]}}')
-    return images if isinstance(images, list) else [images]
 
 def read_image(image):
     """-> its number, its row of the list; the row's image is None if there is no such picture."""
@@ -46,12 +40,10 @@ def main():
                  f'or dataset_flickr30k.json; it has {len(files)}')
     rows = {}
     skipped = Counter()
-    for image in read_images(files[0]):
-        try:
-            number, row = read_image(image)
-        except (KeyError, TypeError, AttributeError) as e:
-            sys.exit(f'error: {files[0]}: an image without filename, split or raw sentences '
-                     f'({type(e).__name__}: {e})')
+    with public_file(files[0], 'Karpathy, {"images": [{filename, split, sentences: [{raw}]}]}'):
+        images = json.loads(files[0].read_text(encoding='utf-8'))['images']
+        read = [read_image(image) for image in images]
+    for number, row in read:
         if number in rows:
             skipped['number_came_before'] += 1
         elif not row['caption']:
