@@ -1,10 +1,10 @@
 """pytest tests/test_configurator.py -q"""
 
-import json, re, subprocess, sys, types
+import json, math, re, subprocess, sys, types
 from dataclasses import dataclass
 from typing import Literal
 import pytest
-from configurator import ConfigError, at_least, configure, describe, knobs, parse
+from configurator import ConfigError, at_least, configure, describe, knobs, parse, shares
 
 
 def script():
@@ -159,6 +159,28 @@ def test_broken_files(tmp_path, text, words):
     (tmp_path / 'x.json').write_text('{"batch_size": ')
     with pytest.raises(ConfigError, match='broken'):
         parse(script(), [str(tmp_path / 'x.json')])
+
+
+@pytest.mark.parametrize('name, text', [('x.py', 'level = 2\n'), ('x.json', '{"level": 2}')])
+def test_files_with_a_byte_order_mark(tmp_path, name, text):
+    (tmp_path / name).write_text(text, encoding='utf-8-sig')
+    assert parse(script(), [str(tmp_path / name)])[0]['level'] == 2
+
+
+@pytest.mark.parametrize(
+    'text, words', [('"level"', 'expected {"name": value'), ('{"": 7}', "there is no ''")]
+)
+def test_json_that_is_no_settings(tmp_path, text, words):
+    (tmp_path / 'x.json').write_text(text)
+    with pytest.raises(ConfigError, match=words):
+        parse(script(), [str(tmp_path / 'x.json')])
+
+
+def test_shares():
+    shares(dict(a=0, b=None, c=0.99), 'a', 'b', 'c')
+    for wrong in 1.0, -0.1, math.nan:
+        with pytest.raises(SystemExit, match='--a must be from 0 to below 1'):
+            shares(dict(a=wrong), 'a')
 
 
 def test_a_run_repeats_from_its_own_config(tmp_path, capsys):
