@@ -20,7 +20,7 @@ from typing import Literal
 
 import numpy as np
 
-from configurator import at_least, configure
+from configurator import at_least, configure, shares
 from data.arrays import CAPTIONS, FORMAT, FRAME_SILENT, patchify
 from data.check import doubts, problems
 from data.report import estimate, table, write_preview
@@ -492,7 +492,10 @@ def take_over(cfg):
     if cfg.patch_size < 1 or cfg.image_size % cfg.patch_size or not 16 <= cfg.image_size <= 1024:
         sys.exit(f'error: image_size={cfg.image_size} must be a multiple of '
                  f'patch_size={cfg.patch_size}, from 16 to 1024')
-    at_least(vars(cfg), workers=0)
+    counts = 'workers max_per_input min_s max_s sleep_s min_gap_s same_level'
+    at_least(vars(cfg), **dict.fromkeys(counts.split(), 0))
+    at_least(vars(cfg), max_gap_s=.1, max_height=1, whisper_batch=1, timeout_s=1)
+    shares(vars(cfg), 'val_fraction', 'test_fraction')
     env = os.environ
     cfg.rank = int(env.get('RANK', env.get('SLURM_ARRAY_TASK_ID', 0)))
     cfg.world = int(env.get('WORLD_SIZE', env.get('SLURM_ARRAY_TASK_COUNT', 1)))

@@ -1083,3 +1083,13 @@ def test_hallucinations_are_dropped():
 def test_a_few_words_are_no_mark_of_a_reupload(n):
     index = dict(tokens=np.arange(n, dtype=np.uint16), hashes=np.zeros((0, 8), np.uint8))
     assert marks(index)[1] == set() if n < 8 else isinstance(marks(index)[1], set)
+
+
+@pytest.mark.parametrize(
+    'wrong', ['whisper_batch=0', 'max_gap_s=0', 'min_s=-3', 'timeout_s=0', 'val_fraction=1.5']
+)
+def test_numbers_out_of_bounds(tmp_path, wrong):
+    name, _, value = wrong.partition('=')
+    cfg = settings(root=tmp_path, overwrite=True, _source={}, **{name: float(value)})
+    with pytest.raises(SystemExit, match=f'error: --{name} must be'):
+        prepare.take_over(cfg)
