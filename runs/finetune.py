@@ -116,7 +116,8 @@ def choose_labels(rows, n):
     if len(labels) < 2:
         sys.exit('error: --examples: all examples have the same label')
     for split, some in rows.items():
-        if lost := sum(not row['scores'].keys() & set(labels) for row in some):
+        unlike = [row for row in some if row['scores'] and not row['scores'].keys() & set(labels)]
+        if lost := len(unlike):
             print(f'{split}: {lost} of {len(some)} examples have no answer among the '
                   f'{len(labels)} labels, and count as wrong')
     return labels
@@ -200,7 +201,9 @@ def answers(net, rows, labels, batch_size):
     return chosen
 
 def mean_worth(rows, chosen):
-    return float(np.mean([worth(row, answer) for row, answer in zip(rows, chosen)]))
+    """Of the examples whose answer is known; None if of none is."""
+    found = [worth(row, answer) for row, answer in zip(rows, chosen) if row['scores']]
+    return float(np.mean(found)) if found else None
 
 def go_on(net, optimizers, made_of, out):
     """A run that was begun goes on, if it is the same -> where it is."""
@@ -225,6 +228,7 @@ def judge_all(net, rows, labels, out, k):
         found[split] = mean_worth(some, chosen)
         found[f'{split}_commonest'] = mean_worth(some, labels[:1] * len(some))
         found[f'{split}_examples'] = len(some)
+        found[f'{split}_unjudged'] = sum(not row['scores'] for row in some)
         told = [dict(id=row.get('id', i), answer=chosen[i]) for i, row in enumerate(some)]
         lines = [json.dumps(line) + '\n' for line in told]
         (out / f'predictions_{split}.jsonl').write_text(''.join(lines), encoding='utf-8')
@@ -232,7 +236,7 @@ def judge_all(net, rows, labels, out, k):
 
 def main(model, k):
     """Fine-tune, keep the epoch that is best on val, judge it once on test -> {name: number}."""
-    at_least(vars(k), epochs=1, n_labels=2, learning_rate=1e-12)
+    at_least(vars(k), epochs=1, n_labels=2, learning_rate=1e-12, layer_decay=0)
     folder = Path(k.examples)
     rows = read_splits(folder, model.config.text_len - 1)              # the last is the [MASK]'s
     labels = choose_labels(rows, k.n_labels)

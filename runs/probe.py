@@ -22,6 +22,17 @@ class Knobs:
     examples: str = ''               # folder of data/examples.py's format, or <split>/<class>/
     templates: str = 'a {}|there is a {}|this picture shows a {}'      # how a label is said
 
+def labelled(rows):
+    """{split: rows} -> those whose label is known; tells how many are left out."""
+    found = {}
+    for split, some in rows.items():
+        known = [row for row in some if row['scores']]
+        if lost := len(some) - len(known):
+            print(f'{split}: {lost} of {len(some)} examples have no label, and are left out')
+        if known:
+            found[split] = known
+    return found
+
 def features(model, rows, batch_size):
     """The [CLS] and the mean of the patches' unimodal states (of all layers if there are none) of
     each picture -> (n, I * 2 D)."""
@@ -57,14 +68,14 @@ def main(model, k):
     except ImportError:
         sys.exit('error: --task=probe needs scikit-learn: pip install -r requirements.txt')
     folder = Path(k.examples)
-    rows = read_splits(folder, model.config.text_len)
+    rows = labelled(read_splits(folder, model.config.text_len))
     best = {s: [max(r['scores'], key=r['scores'].get) for r in some] for s, some in rows.items()}
     labels = [label for label, _ in Counter(best['train']).most_common()]
     place = {label: i for i, label in enumerate(labels)}
     y = {s: np.array([place.get(label, -1) for label in best[s]]) for s in rows}    # -1: wrong
     x = {s: features(model, some, 4 * k.batch_size) for s, some in rows.items()}
     n = len(x['train'])
-    last = list(rows)[-1]                                              # test, if there is one
+    last = list(rows)[-1]                                              # test, if any is known
 
     def right(guess, split):
         return float((guess == y[split]).mean())

@@ -13,9 +13,10 @@ import torch
 import model as models
 from conftest import ROOT
 from data.examples import read_examples, worth
+from data.vqa import prepare as vqa
 from PIL import Image
 from runs import finetune, probe
-from runs.table import numbers
+from runs.table import numbers, results
 from test_train import command
 
 
@@ -182,6 +183,32 @@ def test_vqa_files_with_their_oddities(tmp_path):
         and 'must be the folder' in done.stderr
         and 'Traceback' not in done.stderr
     )
+
+
+def test_what_all_say_alike_is_compared_as_it_is_written(tmp_path, monkeypatch):
+    """As the official metric does, which normalises only where people differ; from files with byte
+    order marks."""
+    (tmp_path / 'train2014').mkdir()
+    Image.new('RGB', (9, 9)).save(tmp_path / f'train2014/COCO_train2014_{3:012d}.jpg')
+    said = [['X-ray\n'] * 10, ['X-ray'] * 9 + ['two'], ['two'] * 10]
+    told = [
+        dict(question_id=n, answers=[dict(answer=a) for a in people])
+        for n, people in enumerate(said)
+    ]
+    asked = [dict(image_id=3, question_id=n, question='What?') for n in range(3)]
+    for name, key, value in (
+        ('v2_mscoco_train2014_annotations', 'annotations', told),
+        ('v2_OpenEnded_mscoco_train2014_questions', 'questions', asked),
+    ):
+        (tmp_path / f'{name}.json').write_text(json.dumps({key: value}), encoding='utf-8-sig')
+    for name in 'source', 'out':
+        monkeypatch.setattr(vqa, name, str(tmp_path))
+    found = dict(train=[])
+    vqa.read_year('train2014', found, {})
+    assert [r['answers'][0] for r in found['train']] == ['X-ray', 'x ray', 'two']
+    assert [worth(r, 'X-ray') for r in found['train']] == [1, 1, 0]
+    assert [worth(r, 'x ray') for r in found['train']] == [0, 1, 0]
+    assert [worth(r, '2') for r in found['train']] == [0, pytest.approx(0.3), 0]
 
 
 def test_nlvr2_and_snli_ve_files_with_their_oddities(tmp_path):
@@ -452,7 +479,46 @@ def test_fine_tuning_learns_resumes_and_counts(tasks, fine_tune, tmp_path, monke
     with pytest.raises(SystemExit, match='was begun with other weights'):
         run(out, examples=str(tasks / 'nlvr2'), epochs=3)
     assert run(out, examples=str(tasks / 'vqa'), epochs=1, n_labels=3)['labels'] == 3
+    with pytest.raises(SystemExit, match='--layer_decay must be 0 or more'):
+        run(out, examples=str(tasks / 'vqa'), layer_decay=-0.5)
     assert run(out, examples=str(tasks / 'snli_ve'), epochs=1, only='text')['only'] == 'text'
+
+
+def test_a_test_set_without_answers_is_predicted(fine_tune, tmp_path, capsys):
+    """Some or all of it: counted as unjudged, in neither score; probes are judged on what is left;
+    in train and val an answer is a must."""
+    build, run = fine_tune
+    out, ex = build(tmp_path / 'run'), tmp_path / 'ex'
+    ex.mkdir()
+    Image.new('RGB', (40, 40), 'red').save(ex / 'x.png')
+
+    def write(split, *answers):
+        lines = [json.dumps(dict(images=['x.png'], text='is it so?') | a) for a in answers]
+        (ex / f'{split}.jsonl').write_text('\n'.join(lines), encoding='utf-8-sig')
+
+    yes, no = dict(label='yes'), dict(answers=['no'] * 4)
+    write('train', *[yes, no] * 8)
+    write('val', yes, yes, no)
+    write('test', yes, {}, dict(label=None), dict(answers=[]), no)
+    found = run(out, examples=str(ex), epochs=1)
+    assert (found['test_examples'], found['test_unjudged']) == (5, 3)
+    assert found['test'] == found['test_commonest'] == 0.5
+    told = out / f'finetune-{tmp_path.name}-ex-0'
+    answers = [r['answer'] for r in rows(told / 'predictions_test.jsonl')]
+    assert len(answers) == 5 and set(answers) <= {'yes', 'no'}
+    write('test', {}, {})
+    shutil.rmtree(told)
+    found = run(out, examples=str(ex), epochs=1)
+    assert found['test'] is None and found['test_unjudged'] == 2
+    (out / 'eval.json').write_text('{}')
+    assert results(out)[f'finetune-{tmp_path.name}-ex'] == [found['val']]
+    found = carry_out(probe, out, examples=str(ex))
+    assert (
+        found['split'] == 'val' and 'test: 2 of 2 examples have no label' in capsys.readouterr().out
+    )
+    write('val', yes, {})
+    with pytest.raises(SystemExit, match='val.jsonl, line 2'):
+        run(out, examples=str(ex), epochs=1)
 
 
 def test_one_picture_is_learned_by_heart(fine_tune, tmp_path):

@@ -41,7 +41,7 @@ def main():
     rows = {}
     skipped = Counter()
     with public_file(files[0], 'Karpathy, {"images": [{filename, split, sentences: [{raw}]}]}'):
-        images = json.loads(files[0].read_text(encoding='utf-8'))['images']
+        images = json.loads(files[0].read_text(encoding='utf-8-sig'))['images']
         read = [read_image(image) for image in images]
     for number, row in read:
         if number in rows:
