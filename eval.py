@@ -8,6 +8,7 @@
 n pictures and m texts, B samples, T text tokens (1 + T with [CLS]), N patches of P values, D width.
 """
 import hashlib, importlib, json, math, re, sys, tempfile
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Literal
@@ -17,7 +18,7 @@ import torch
 import torch.nn.functional as F
 
 import model as models
-from configurator import at_least, configure
+from configurator import ConfigError, at_least, configure, knobs, read_file
 from data.arrays import CAPTIONS, Frames, open_sets, unpatchify
 from data.pictures import as_picture, evenly, sheet
 from data.scenes import truth as truths
@@ -29,7 +30,8 @@ from runs.table import compare, tell
 
 run = 'out/run'                  # a folder of train.py
 checkpoint: Literal['best', 'latest'] = 'best'
-dataset = ''                     # data/<dataset>; default: the run's own
+dataset = ''                     # of data_dir; default: the run's own
+data_dir = ''                    # where the sets lie by now; default: where they were in training
 split: Literal['test', 'val', 'train'] = 'test'
 task = 'retrieval,words,patches,keywords,ground,pictures,curves'     # or one file of runs/
 candidates = 1000                # pairs to retrieve among, at most: their words do not overlap
@@ -55,7 +57,7 @@ def open_run(config):
     if k.checkpoint == 'best' and not path.exists():                   # a run without validation
         path = path.with_name('latest.pt')
     model, state = models.read_checkpoint(path, open_device(k.device))
-    k.data_dir = state['config']['data_dir']
+    k.data_dir = k.data_dir or state['config']['data_dir']
     k.context_s = state['config']['context_s']
     k.dataset = k.dataset or state['config']['dataset'].split(',')[0]
     k.iteration = state.get('iter_num')
@@ -87,7 +89,7 @@ def hits(score, same):
 
 def recalls(rank):
     found = {f'r{n}': (rank < n).float().mean().item() for n in (1, 5, 10)}
-    return found | dict(median_rank=rank.median().item() + 1)
+    return found | dict(median_rank=float(np.median(rank)) + 1)
 
 def every_caption(data, ids, start, length):
     """All captions of listed pictures, else the words of each frame -> start, length, owner (m,):
@@ -410,14 +412,17 @@ def pictures(model, data, pairs, k):
 JUDGES = dict(retrieval=retrieval, words=words, patches=patches, pictures=pictures)
 
 def find_tasks(argv):
-    """The last --task of a command line -> {name: a judge of this file, or a module of runs/}.
-    Before all other settings, for a module brings some."""
+    """The last --task of a command line or its files -> {name: a judge of this file, or a module of
+    runs/}. Before all other settings, for a module brings some."""
     asked = task
     for arg, following in zip(argv, argv[1:] + [task]):
         if arg == '--task':
             asked = following
         elif arg.startswith('--task='):
             asked = arg.removeprefix('--task=')
+        elif arg.endswith(('.py', '.json')):
+            with suppress(ConfigError, KeyError):                      # configure will tell
+                asked = str(read_file(arg, {k: globals()[k] for k in knobs(globals())})['task'])
     alone = []
     judges = list(JUDGES)
     for path in sorted(Path(__file__).with_name('runs').glob('*.py')):
@@ -431,7 +436,7 @@ def find_tasks(argv):
 
 @torch.no_grad()
 def main(config, tasks):
-    at_least(config, candidates=1, batch_size=1, n_pictures=1, write_length=1, seed=0)
+    at_least(config, candidates=1, rerank=0, batch_size=1, n_pictures=1, write_length=1, seed=0)
     if config['table']:
         return compare(config['table'])
     if ',' in config['dataset'] and 'search' not in tasks:
@@ -459,10 +464,9 @@ def main(config, tasks):
     if not about.items() <= results.items():
         results = about
     for name, judge in tasks.items():
-        found = getattr(judge, 'judge', judge)(model, sets[0], pairs, k)
-        results[name] = found
-        tell(found)
-        path.write_text(json.dumps(results, indent=1))
+        found = tell(getattr(judge, 'judge', judge)(model, sets[0], pairs, k))
+        results[name] = found | dict(judged=dict(candidates=k.candidates, truth=k.truth))
+        path.write_text(json.dumps(results, indent=1, allow_nan=False))
     print(f'wrote {path}')
 
 if __name__ == '__main__':

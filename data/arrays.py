@@ -46,8 +46,8 @@ def read_meta(path):
     try:
         meta = json.loads((path / 'meta.json').read_text())
     except OSError:
-        sys.exit(f'error: {path}/meta.json not found: the set is absent or unfinished; '
-                 f'make it: {make}')
+        sys.exit(f'error: {path}/meta.json not found: the set is absent or unfinished; make it: '
+                 f'{make}; or say where it is by now: --data_dir=...')
     except ValueError as e:
         sys.exit(f'error: {path}/meta.json is damaged ({e}); {again}')
     if meta['format'] != FORMAT:

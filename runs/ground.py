@@ -21,6 +21,7 @@ from data.scenes import truth
 @dataclass
 class Knobs:
     refs: str = ''               # [{"image": path, "text": phrase, "box": [x, y, w, h]}, ...], JSON
+                                 # with "split": those of --split, of which testA is one
 
 # ----------------------------------------------------------------------------------------------
 # maps
@@ -70,32 +71,49 @@ def iou(a, b):
     areas = sum((x[:, 2:] - x[:, :2]).prod(1) for x in (a, b))
     return both / (areas - both)
 
-def of_refs(model, path):
+def corners(box, size):
+    """[x, y, width, height] in pixels of a picture of this size -> x0, y0, x1, y1; ValueError if it
+    is something else, a pixel of rounding aside."""
+    x, y, w, h = box
+    ends = np.array([x, y, x + w, y + h], float)
+    inside = min(x, y) >= -1 and min(w, h) > 0 and (ends[2:] <= np.array(size) + 1).all()
+    if not inside or max(box) <= 1:
+        raise ValueError(f'the box {box} is not in pixels of this picture, {size[0]} x {size[1]}; '
+                         'are these corners, or shares?')
+    return ends
+
+def of_refs(model, path, split):
     """-> pixels, phrases, boxes: lists."""
     c, pixels, phrases, boxes = model.config, [], [], []
+    where = path
     try:
-        text = path.read_text(encoding='utf-8')
+        text = path.read_text(encoding='utf-8-sig')
         if text.lstrip()[:1] != '[':                                   # JSONL
             text = '[' + ','.join(filter(str.strip, text.split('\n'))) + ']'
-        for row in json.loads(text):
+        rows = json.loads(text)
+        for number, row in enumerate(rows, 1):
+            where = f'{path}, row {number}'
+            if not str(row.get('split', split)).startswith(split):
+                continue
             picture = read_picture(path.parent / row['image'])
             scale = c.full_size / min(picture.size)                    # of the middle square, and
             corner = (np.array(picture.size) * scale - c.full_size) / 2
             corner += (c.full_size - c.image_size) // 2                # of the window in it
-            x, y, w, h = row['box']
-            boxes.append(np.array([x, y, x + w, y + h]) * scale - np.tile(corner, 2))
+            boxes.append(corners(row['box'], picture.size) * scale - np.tile(corner, 2))
             pixels += model.read_pictures([picture])
             phrases.append(' '.join(row['text'].split()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
-        sys.exit(f'error: --refs={path}: expected [{{"image": path, "text": phrase, '
+        sys.exit(f'error: --refs={where}: expected [{{"image": path, "text": phrase, '
                  f'"box": [x, y, width, height]}}, ...] ({type(e).__name__}: {e})')
+    if other := len(rows) - len(boxes):
+        print(f'{path}: {other} of {len(rows)} rows are of other splits than {split}')
     return pixels, phrases, boxes
 
 def read_phrases(model, data, pairs, k):
     """-> pixels (n, N, P), phrases [n], boxes (n, 4); how many have their box outside."""
     c = model.config
     if k.refs:
-        pixels, phrases, boxes = of_refs(model, Path(k.refs))
+        pixels, phrases, boxes = of_refs(model, Path(k.refs), k.split)
     else:
         rows, phrases, boxes = truth.phrases(data, pairs[0], c.image_size, k.truth)
         pixels = data.pictures(pairs[0][rows], c, model.vocab.device)

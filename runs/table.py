@@ -1,5 +1,5 @@
 """Runs compared: python eval.py --table='out/*'"""
-import glob, json, os, re, sys
+import glob, json, math, os, re, sys
 from collections import Counter
 from pathlib import Path
 
@@ -10,13 +10,15 @@ mlm_acc_shuffled alignment_bits psnr_masked psnr_from_words colour_acc_from_word
 keyword_precision_voted keyword_precision_any patches_pointing""".split()
 
 def tell(found):
+    """{name: number} -> the screen; the same for JSON, which has no NaN: None."""
+    out = {}
     for name, v in found.items():
         print(f'  {name:32s}{v:.4f}' if isinstance(v, float) else f'  {name:32s}{v}')
+        out[name] = v if not isinstance(v, float) or math.isfinite(v) else None
+    return out
 
 def keep(found, path):
-    """{name: number} -> the screen and a file."""
-    tell(found)
-    path.write_text(json.dumps(found, indent=1))
+    path.write_text(json.dumps(tell(found), indent=1))
     print(f'wrote {path}')
     return found
 
@@ -36,15 +38,20 @@ def settings(path):
     for k in ('checkpoint', 'split', 'dataset', 'candidates'):
         if k in judged:
             found[f'judged: {k}'] = judged[k]
+    for task, part in json.loads((path / 'eval.json').read_text()).items():
+        if isinstance(part, dict) and 'judged' in part:
+            found[f'judged: {task}'] = part['judged']
     return found
 
 def results(path):
     """-> {column: [numbers]}: eval.json, fine-tuning (a number for each seed), probes."""
-    found = {k: [v] for k, v in numbers(path / 'eval.json').items() if k in SHOWN}
+    found = {k: [v] for k, v in numbers(path / 'eval.json').items()
+             if k in SHOWN and v is not None}
     for p in sorted(path.glob('finetune-*/result.json')):
         result = json.loads(p.read_text())
         name = re.sub(r'-\d+$', '', p.parent.name)
-        found.setdefault(name, []).append(result.get('test', result['val']))
+        scores = [result[s] for s in ('test', 'val') if result.get(s) is not None]
+        found.setdefault(name, []).append(scores[0])
     for p in sorted(path.glob('probe-*.json')):
         for k, v in json.loads(p.read_text()).items():
             if k in ('linear', 'knn', 'zero_shot'):

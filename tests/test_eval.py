@@ -8,11 +8,13 @@ import pytest
 import torch
 import eval as evaluation
 import model as models
+from configurator import configure
 from conftest import ROOT
+from PIL import Image
 from data.arrays import EVAL_SEED, Frames, draw_noise, open_sets, unpatchify
 from data.scenes import truth
 from runs import caption, ground, paint, search
-from runs.table import numbers
+from runs.table import numbers, settings
 from test_train import command
 
 
@@ -112,8 +114,6 @@ def test_a_trained_run_is_better_than_chance_and_draws_its_pictures(scenes, trai
         and r['colours'] == 8
         and 'train split of scenes' in r['protocol']
     )
-    from PIL import Image
-
     for name in 'pictures', 'retrieval', 'curves':
         assert np.asarray(Image.open(trained / f'{name}.png')).std() > 20
 
@@ -199,6 +199,7 @@ def test_recalls_of_a_known_matrix():
     r = evaluation.recalls(evaluation.hits(score, itself))
     # ranks 1, 2, 2, 4: ties count against the truth
     assert (r['r1'], r['r5'], r['median_rank']) == (0.25, 1.0, 2)
+    assert evaluation.recalls(torch.tensor([6, 0, 2, 9]))['median_rank'] == 5, '1, 3, 7, 10'
     concept = torch.tensor([0, 0, 1, 2])
     found = evaluation.hits(score, concept[:, None] == concept).tolist()
     assert found == [0, 0, 1, 3], 'the second row finds another of its kind'
@@ -265,6 +266,8 @@ def test_reconstruction_keeps_what_is_visible_and_shuffling_changes_the_video(tr
         (['--split=test2'], "'test2'"),
         (['--rn=x'], "did you mean 'run'"),
         (['--candidates=0'], '--candidates must be 1 or more'),
+        (['--rerank=-1'], '--rerank must be 0 or more'),
+        (['--data_dir=moved'], 'say where it is by now: --data_dir'),
         (['--device=gpu'], '--device=gpu'),
         (['--dataset=a,b'], 'one set at a time'),
         (['--truth=absent', '--task=retrieval', '--split=train'], 'has no NAME.json'),
@@ -273,6 +276,36 @@ def test_reconstruction_keeps_what_is_visible_and_shuffling_changes_the_video(tr
 def test_mistakes_are_one_line(trained, argv, words):
     done = evaluate(f'--run={trained}', *argv)
     assert done.returncode == 1 and words in done.stderr and 'Traceback' not in done.stderr
+
+
+def test_a_set_that_moved_a_task_in_a_file_and_how_it_was_judged(scenes, untrained, tmp_path):
+    """The set is looked for where --data_dir says; the last task of files and flags counts; numbers
+    kept from other settings say so; NaN is none."""
+    run = tmp_path / 'run'
+    run.mkdir()
+    state = torch.load(untrained / 'latest.pt', weights_only=True)
+    state['config']['data_dir'] = 'where/it/was'
+    state['model']['predictor.head.bias'] *= math.nan
+    torch.save(state, run / 'latest.pt')
+    (run / 'config.json').write_text('{}')
+    file = tmp_path / 'mine.py'
+    file.write_text("task = 'patches'\ncandidates = 7\n")
+
+    def judge(*argv):
+        argv = [f'--run={run}', f'--data_dir={scenes}/data', '--split=train', *map(str, argv)]
+        tasks = evaluation.find_tasks(argv)
+        evaluation.main(configure(vars(evaluation) | {}, argv=argv), tasks)
+        return json.loads((run / 'eval.json').read_text(), parse_constant=pytest.fail)
+
+    found = judge('--task=curves', file)
+    assert found['patches']['psnr_masked'] is None and found['patches']['psnr_mean_picture'] > 0
+    found = judge(file, '--task', 'words', '--candidates=9')
+    assert found.keys() >= {'patches', 'words'} and 'curves' not in found
+    assert [found[task]['judged']['candidates'] for task in ('patches', 'words')] == [7, 9]
+    assert settings(run)['judged: words'] == dict(candidates=9, truth='')
+    (tmp_path / 'broken.py').write_text('task = = 3')
+    with pytest.raises(SystemExit, match='broken.py is broken'):
+        judge(tmp_path / 'broken.py')
 
 
 def test_runs_without_some_objectives_say_so(scenes, tmp_path):
@@ -337,8 +370,6 @@ def test_the_map_by_patches_is_its_definition(scenes):
 
 
 def test_grounding_by_truth_and_by_references(scenes, trained, tmp_path):
-    from PIL import Image
-
     before = (trained / 'eval.json').read_text() if (trained / 'eval.json').exists() else '{}'
     done = evaluate(
         f'--run={trained}',
@@ -377,16 +408,36 @@ def test_grounding_by_truth_and_by_references(scenes, trained, tmp_path):
     r = numbers(trained / 'eval.json')
     assert done.returncode == 0 and (r['phrases'], r['phrases_outside']) == (1, 1), done.stderr
     assert r['patches_pointing'] == r['pointing_chance'] == 1
-    model, k = tiny(), SimpleNamespace(refs=str(tmp_path / 'refs.json'))
+    (trained / 'eval.json').write_text(before)
+
+
+def test_boxes_that_are_none_and_rows_of_other_splits(tmp_path, capsys):
+    """The first wrong row is named; a pixel of rounding is not wrong."""
+    Image.new('RGB', (64, 96), 'red').save(tmp_path / 'tall.png')
+    model, path = tiny(), tmp_path / 'refs.json'
+    k = SimpleNamespace(refs=str(path), split='val')
+
+    def row(box, **others):
+        return dict(image='tall.png', text='it', box=box) | others
+
     for content, words in (
-        ('{', 'expected'),
-        ('[{"image": "absent.png", "text": "x", "box": [1, 2, 3, 4]}]', 'absent.png'),
-        ('[{"image": "wide.png"}]', 'box'),
+        ('{', 'refs.json: expected'),
+        ([row([1, 2, 3, 4], image='absent.png')], 'row 1.*absent.png'),
+        ([row([1, 2, 3, 4]), dict(image='tall.png')], "row 2.*KeyError: 'box'"),
+        ([row([9, 9, 20, 20]), row([10, 40, 60, 90])], 'row 2.*64 x 96; are these corners'),
+        ([row([30, 30, -9, 9])], 'row 1.*corners'),
+        ([row([-5, 0, 20, 20])], 'row 1.*corners'),
+        ([row([5, math.nan, 20, 20])], 'row 1.*corners'),
+        ([row([0.25, 0.5, 0.5, 0.25])], 'row 1.*or shares'),
     ):
-        (tmp_path / 'refs.json').write_text(content)
+        path.write_text(content if isinstance(content, str) else json.dumps(content))
         with pytest.raises(SystemExit, match=words):
             ground.read_phrases(model, None, None, k)
-    (trained / 'eval.json').write_text(before)
+    rows = [row([-0.4, 20, 64.9, 60]), row([0, 20, 9, 9], split='valB'), row([9], split='train')]
+    path.write_text('\n'.join(map(json.dumps, rows)), encoding='utf-8-sig')
+    _, phrases, boxes, outside = ground.read_phrases(model, None, None, k)
+    assert len(phrases) == len(boxes) == 2 and not outside
+    assert '1 of 3 rows are of other splits than val' in capsys.readouterr().out
 
 
 # --- search ------------------------------------------------------------------------------------
@@ -429,7 +480,6 @@ def test_search_finds_moments_and_keeps_what_it_computed(scenes, trained, tmp_pa
 
 
 def test_a_picture_finds_itself_and_hostile_titles_are_escaped(scenes, trained, tmp_path):
-    from PIL import Image
     import shutil
 
     shutil.copytree(scenes / 'data', tmp_path / 'data')
@@ -498,8 +548,6 @@ def test_the_middle_is_the_same_of_arrays_files_and_the_truth(scenes, trained):
 def test_captions_and_paintings_on_request(
     scenes, trained, untrained, tmp_path, monkeypatch, capsys
 ):
-    from PIL import Image
-
     for colour in 'red', 'blue':
         Image.new('RGB', (50, 40), colour).save(tmp_path / f'{colour}.png')
     (tmp_path / 'notes.txt').write_text('no picture')
