@@ -107,6 +107,10 @@ def batch_of(model, rows, rng=None):
     patches = torch.from_numpy(np.stack(patches)).to(tokens.device)
     return patches, tokens[:, :T], pad[:, :1 + T]
 
+def batches(model, rows, batch_size):
+    for i in range(0, len(rows), batch_size):
+        yield batch_of(model, rows[i:i + batch_size])
+
 def choose_labels(rows, n):
     """-> the n commonest labels of training; tells how many examples have none of them."""
     count = Counter()
@@ -195,9 +199,8 @@ def answers(net, rows, labels, batch_size):
     """-> the label chosen for each example."""
     net.eval()
     chosen = []
-    for i in range(0, len(rows), batch_size):
-        logits = net(*batch_of(net.model, rows[i:i + batch_size]))
-        chosen += [labels[j] for j in logits.argmax(1).tolist()]
+    for batch in batches(net.model, rows, batch_size):
+        chosen += [labels[j] for j in net(*batch).argmax(1).tolist()]
     return chosen
 
 def mean_worth(rows, chosen):

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from data.examples import read_splits
-from runs.finetune import batch_of
+from runs.finetune import batches
 from runs.table import keep
 
 DECAYS = 1e-4, 1e-3, 1e-2, 1e-1      # one is chosen on val
@@ -37,9 +37,9 @@ def features(model, rows, batch_size):
     """The [CLS] and the mean of the patches' unimodal states (of all layers if there are none) of
     each picture -> (n, I * 2 D)."""
     found = []
-    for i in range(0, len(rows), batch_size):
+    for patches, _, _ in batches(model, rows, batch_size):
         seen = []
-        for x in batch_of(model, rows[i:i + batch_size])[0].unbind(1):
+        for x in patches.unbind(1):
             x = model.see(model.normalise(x))
             if not model.config.n_unimodal:
                 x = model.fuse(None, x, None)[1]
@@ -49,13 +49,11 @@ def features(model, rows, batch_size):
 
 def zero_shot(model, rows, labels, k):
     """-> for each picture the number of the label whose name is nearest."""
-    told, seen = [], []
+    told = []
     for label in labels:
         said = [t.replace('{}', label) for t in k.templates.split('|')]
         told.append(model.encode_text(said).mean(0))
-    for i in range(0, len(rows), k.batch_size):
-        patches = batch_of(model, rows[i:i + k.batch_size])[0]
-        seen.append(model.image_embedding(patches[:, 0]))
+    seen = [model.image_embedding(x[:, 0]) for x, _, _ in batches(model, rows, k.batch_size)]
     score = torch.cat(seen) @ F.normalize(torch.stack(told), dim=1).T
     return score.argmax(1).cpu().numpy()
 
