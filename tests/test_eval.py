@@ -20,7 +20,7 @@ from test_train import command
 
 def opened(run, **settings):
     """-> model, k, as a task gets them."""
-    k = dict(run=str(run), checkpoint='best', dataset='', device='cpu', batch_size=64)
+    k = dict(run=str(run), checkpoint='best', dataset='', data_dir='', device='cpu', batch_size=64)
     return evaluation.open_run(k | dict(write_length=16) | settings)
 
 
