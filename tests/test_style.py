@@ -7,11 +7,11 @@ import pytest
 from conftest import ROOT
 
 BUDGET = {  # lines as ruff formats them: were, at most
-    'configurator.py': (198, 222),
+    'configurator.py': (198, 226),
     'prepare.py': (2007, 690),
     'model.py': (1474, 1160),
     'train.py': (1179, 680),
-    'eval.py': (2058, 540),
+    'eval.py': (2058, 520),
 }
 CODE = '*.py config/*.py data/*.py data/*/*.py runs/*.py runs/*.sh tests/*.py'.split()
 PATHS = [path for pattern in CODE for path in sorted(ROOT.glob(pattern))]

@@ -12,7 +12,7 @@ from data.sources import read_rows
 
 def read_truth(path):
     try:
-        return dict(json.loads(path.read_text(encoding='utf-8'))) if path.exists() else {}
+        return dict(json.loads(path.read_text(encoding='utf-8-sig'))) if path.exists() else {}
     except (ValueError, TypeError) as e:
         sys.exit(f'error: {path} is no JSON object ({e})')
 
