@@ -48,8 +48,12 @@ def write_examples(out, found, skipped):
     for split, rows in found.items():
         lines = [json.dumps(row) + '\n' for row in rows]
         Path(out, f'{split}.jsonl').write_text(''.join(lines), encoding='utf-8')
-    counts = ', '.join(f'{len(rows)} {split}' for split, rows in found.items())
-    print(f'{out}: {counts}', *(f'left out {n}: {k}' for k, n in skipped.items()), sep='; ')
+    tell(out, {split: len(rows) for split, rows in found.items()}, skipped)
+
+def tell(out, counts, skipped):
+    """What was written, what was left out and why."""
+    written = ', '.join(f'{n} {what}' for what, n in counts.items())
+    print(f'{out}: {written}', *(f'left out {n}: {k}' for k, n in skipped.items()), sep='; ')
 
 def read_example(line, folder, known):
     """-> row with scores {label: what it is worth}: of 1, 2, 3, 4 people .3, .6, .9, 1; {} if

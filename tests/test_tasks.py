@@ -284,7 +284,7 @@ def test_karpathy_files_with_their_oddities(tmp_path):
     assert all(
         w in done.stdout
         for w in (
-            '2 train, 1 val, 1 test; 5 captions',
+            '2 train, 1 val, 1 test, 5 captions',
             '1: no_picture',
             '1: no_text',
             '1: number_came_before',

@@ -17,7 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from configurator import configure
-from data.examples import public_file
+from data.examples import public_file, tell
 
 source = ''
 out = 'data/karpathy/coco.jsonl'
@@ -62,10 +62,8 @@ def main():
     lines = [json.dumps(row) + '\n' for row in rows.values()]
     Path(out).write_text(''.join(lines), encoding='utf-8')
     counts = Counter(row['split'] for row in rows.values())
-    told = ', '.join(f'{counts[split]} {split}' for split in ('train', 'val', 'test'))
-    captions = sum(len(row['caption']) for row in rows.values())
-    print(f'{out}: {told}', f'{captions} captions',
-          *(f'left out {n}: {cause}' for cause, n in skipped.items()), sep='; ')
+    counts['captions'] = sum(len(row['caption']) for row in rows.values())
+    tell(out, counts, skipped)
 
 if __name__ == '__main__':
     config = configure(globals())
