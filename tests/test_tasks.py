@@ -224,7 +224,8 @@ def test_nlvr2_and_snli_ve_files_with_their_oddities(tmp_path):
             base | dict(identifier=f'{split}-4-1-0', sentence='gone', label='True'),
             base | dict(identifier=f'{split}-3-1-2', sentence='s', label=''),
         ]
-        (source / f'{split}.json').write_text(''.join(json.dumps(x) + '\n' for x in lines))
+        text = ''.join(json.dumps(x) + '\n' for x in lines)
+        (source / f'{split}.json').write_text(text, encoding='utf-8-sig')
         lines = [
             dict(Flickr30K_ID=i, sentence2='a man', gold_label=g)
             for i, g in (('1', 'entailment'), ('1', '-'), ('2', 'neutral'))
@@ -275,9 +276,8 @@ def test_karpathy_files_with_their_oddities(tmp_path):
         image(3, 'test', 'again'),
         image(5, 'extra', 'e'),
     ]
-    (tmp_path / 'coco/dataset_coco.json').write_text(
-        json.dumps(dict(dataset='coco', images=images))
-    )
+    text = json.dumps(dict(dataset='coco', images=images))
+    (tmp_path / 'coco/dataset_coco.json').write_text(text, encoding='utf-8-sig')
     done = go(
         'data/karpathy/prepare.py', f'--source={tmp_path}/coco', f'--out={tmp_path}/list.jsonl'
     )
