@@ -1,15 +1,13 @@
 #!/usr/bin/env bash
 # What a trained model can do: every row of that section of runs/RESULTS.md, on the embedded set ->
 # out/scenes, out/scenes-itm, their *.json and *.png. Ctrl-C and again: it goes on.
-#   DTYPE=bfloat16 SEED=0 bash runs/results.sh      2 to 3 hours on one core with AVX512_BF16
+#   DTYPE=bfloat16 bash runs/results.sh             2 to 3 hours on one core with AVX512_BF16
 # shellcheck disable=SC2086
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/env.sh"
-: "${SEED:=0}" "${DTYPE:=auto}" "${TRAIN:=}" # TRAIN: further flags of train.py
+common="--dtype=${DTYPE:=auto}"
 base=out/scenes matched=out/scenes-itm
-[ "$SEED" = 0 ] || base=out/scenes-$SEED matched=out/scenes-itm-$SEED
 videos=data/scenes/videos2400 tasks=data/scenes/tasks2400
-common="--dtype=$DTYPE --seed=$SEED"
 
 [ -f data/scenes2400/meta.json ] || {
     python data/scenes/prepare.py --n_videos=2400 --out=$videos
@@ -25,11 +23,11 @@ common="--dtype=$DTYPE --seed=$SEED"
     python data/karpathy/prepare.py --source=$tasks/vqa --out=$list
     python prepare.py --pairs=$list --dataset=captions --image_size=64 --patch_size=8
 }
-python train.py config/scenes.py $common --out_dir=$base $TRAIN
+python train.py config/scenes.py $common --out_dir=$base
 # the matching head needs contrast to find hard negatives, so it comes after
 python train.py config/scenes.py --init_from=$base/best.pt --itm=1 \
     --parts=xmm_text:6,xmm_image:2,amm_text:2,amm_image:2,clean:4 --learning_rate=2e-3 \
-    --warmup_iters=30 --max_iters=400 $common --out_dir=$matched $TRAIN
+    --warmup_iters=30 --max_iters=400 $common --out_dir=$matched
 
 python eval.py --run=$base --truth=$videos/truth
 python eval.py --run=$matched --truth=$videos/truth
