@@ -7,6 +7,11 @@ import torch.distributed as dist
 
 from runs.machine import RANK, WORLD, memory_gb, peak_of, say
 
+# of a step, in words
+SPEED = dict(ms='{:.0f} ms', pairs_per_s='{:.5g} pairs/s', gflop_per_pair='{:.1f} GFLOP per pair',
+             tflop_per_s='{:.3g} TFLOP/s', mfu='MFU {:.1%}', wait='{:.1%} waiting for data',
+             memory_gb='{:.2f} GB')
+
 class Log:
     """config: train.py's settings; start: the first step; pairs: of a step of all ranks; anew: the
     folder holds a former run, which stays as it is until begin()."""
@@ -137,13 +142,7 @@ class Log:
 
     def print(self, it, steps, mean, speed):
         losses = [f'{k} {v:.3f}' for k, v in mean.items() if '/' not in k]
-        pace = speed['pairs_per_s']
-        told = [f"{speed['ms']:.0f} ms", f'{pace:.{0 if pace >= 10 else 2}f} pairs/s']
-        if 'tflop_per_s' in speed:
-            told.append(f"{speed['tflop_per_s']:.3g} TFLOP/s")
-        if 'mfu' in speed:
-            told.append(f"MFU {100 * speed['mfu']:.1f} %")
-        told += [f"{100 * speed['wait']:.1f} % waiting for data", f"{speed['memory_gb']:.2f} GB"]
+        told = [form.format(speed[k]) for k, form in SPEED.items() if k in speed]
         left = int((steps - it) * speed['ms'] / 1000)
         say(f"iter {it}/{steps} | {' '.join(losses)} | lr {self.lrs[-1]:.1e} | {', '.join(told)} | "
             f'ETA {left // 3600}:{left // 60 % 60:02d}:{left % 60:02d}')

@@ -16,11 +16,10 @@ import train
 from configurator import ConfigError, parse
 from data.arrays import open_sets, read_meta, unpatchify
 from model import VLConfig
+from runs.log import SPEED
 from runs.machine import memory_gb, open_device, peak_of
 
 V = 50257
-COLUMNS = dict(ms='.0f', pairs_per_s='.4g', gflop_per_pair='.1f', tflop_per_s='.3g', mfu='.1%',
-               memory_gb='.1f', wait='.2%')
 
 def size(c):
     return dict(hidden_size=c.n_embd, intermediate_size=4 * c.n_embd, num_hidden_layers=c.n_layer,
@@ -100,7 +99,7 @@ def our_rows():
         lines = [x for x in map(json.loads, open(path)) if 'ms' in x]
         lines = lines[max(1, len(lines) // 4):]
         row = dict(what=f'nanoVLP, all objectives, {path.parent.name}')
-        for name in COLUMNS.keys() & lines[-1].keys():
+        for name in SPEED.keys() & lines[-1].keys():
             row[name] = float(np.median([x[name] for x in lines if name in x]))
         row['gflop_per_pair'] = 1e3 * row['tflop_per_s'] / row['pairs_per_s']
         yield row
@@ -115,9 +114,9 @@ def peer_rows(c, batches, dev):
                 print(f'{name}, {way}: {type(e).__name__}: {str(e)[:200]}')
 
 def write_table(rows, title):
-    lines = [title, '', ' | '.join(['training step', *COLUMNS]), '---|' * 8]
+    lines = [title, '', ' | '.join(['training step', *SPEED]), '---|' * 8]
     for row in rows:
-        cells = [format(row[k], form) if k in row else '' for k, form in COLUMNS.items()]
+        cells = [form.format(row[k]) if k in row else '' for k, form in SPEED.items()]
         lines.append(' | '.join([row['what'], *cells]))
     Path('out/bench/table.md').write_text('\n'.join(lines) + '\n')
     print(*lines, sep='\n')
