@@ -1,7 +1,7 @@
 """Where a phrase is in a picture, by a model that has never seen a box.
 
     python eval.py --run=out/demo --task=ground --truth=data/scenes/videos/truth
-    python eval.py --run=out/talks --task=ground --refs=refs.json
+    python eval.py --run=out/talks --task=ground --refs=refs.json    rows of testA too are of test
 
 Is the peak of the phrase's map in its box (pointing game), how good is the box around the map's
 largest region? n phrases, N = g * g patches; boxes (n, 4): x0, y0, x1, y1 in pixels.
@@ -20,8 +20,7 @@ from data.scenes import truth
 
 @dataclass
 class Knobs:
-    refs: str = ''               # [{"image": path, "text": phrase, "box": [x, y, w, h]}, ...], JSON
-                                 # with "split": those of --split, of which testA is one
+    refs: str = ''               # [{"image": path, "text", "box": [x, y, w, h], "split": --split}]
 
 # ----------------------------------------------------------------------------------------------
 # maps
