@@ -1,7 +1,7 @@
 """What a run learned: numbers into out/<run>/eval.json, pictures into out/<run>/*.png.
 
     python eval.py --run=out/demo                        everything, on videos never trained on
-    python eval.py --run=out/demo --truth=data/scenes/videos/truth      also by concept and colour
+    python eval.py --run=out/demo --truth=data/scenes/videos/truth      also colours and places
     python eval.py --run=out/demo --task=search -h       a file of runs/ has settings of its own
     python eval.py --table='out/*'                       compare runs
 
@@ -154,7 +154,7 @@ def retrieval(model, data, pairs, k):
     if not (c.has('itc') or told or matched):
         return dict(skipped='the run has no itc, itm or amm_text to retrieve by')
     kept = keep(model, data, pairs, k, told or matched, matched)
-    out, concept = protocol(data, pairs, kept, k)
+    out = protocol(data, pairs, kept, k)
     if told:
         found, rank, top = whole('likelihood', likelihood, model, kept, MATRIX, k.batch_size)
         out |= found
@@ -162,7 +162,7 @@ def retrieval(model, data, pairs, k):
     if c.has('itc'):
         among = len(pairs[0])
         for way in ('i2t', 't2i'):
-            found, rank, top = by_contrast(kept, way, concept, max(k.rerank, 5))
+            found, rank, top = by_contrast(kept, way, max(k.rerank, 5))
             out |= found
             if matched:
                 out |= by_matching_again(model, kept, way, top[:, :k.rerank], k.batch_size)
@@ -174,44 +174,27 @@ def retrieval(model, data, pairs, k):
     return out
 
 def protocol(data, pairs, kept, k):
-    """-> {among what}, and the concept of each picture (n,), -1: unknown, or None."""
+    """Among what is retrieved."""
     n = len(pairs[0])
     m = len(kept.owner)
     said = {tuple(data.tokens[a:a + b]) for a, b in zip(kept.start, kept.length)}
     rule = 'any caption of a picture is right'
     if m == n:
         rule = f'frames whose words do not overlap, context {k.context_s} s'
-    out = dict(candidates=n, texts=m, chance_r1=1 / n, distinct_texts=len(said),
-               protocol=f'{k.split} split of {data.path.name}, {n} pictures, {m} texts, '
-                        f'weights: {k.checkpoint}, {rule}')
-    if not k.truth:
-        return out, None
-    names = truths.concepts(data, pairs[0], k.truth)
-    each, concept = np.unique(names, return_inverse=True)
-    out |= dict(concepts=len(each), concept_chance_r1=float((names[:, None] == names).mean()))
-    return out, torch.from_numpy(np.where(names == '', -1, concept))
+    return dict(candidates=n, texts=m, chance_r1=1 / n, distinct_texts=len(said),
+                protocol=f'{k.split} split of {data.path.name}, {n} pictures, {m} texts, '
+                         f'weights: {k.checkpoint}, {rule}')
 
-def by_contrast(kept, way, concept, n_best):
+def by_contrast(kept, way, n_best):
     """By the dot product -> {name: number}; rank (q,), best candidates (q, n_best) of queries."""
     queries, label, keys, other = sides(kept, way)
-    rank, top = ranked(queries, label, keys, other, n_best)
-    out = {f'{way}_{name}': v for name, v in recalls(rank).items()}
-    if concept is not None and (concept[label] >= 0).any():            # the same thing is right too
-        known = concept[label] >= 0
-        alike, _ = ranked(queries[known], concept[label[known]], keys, concept[other], 1)
-        for name, v in recalls(alike).items():
-            if name != 'median_rank':
-                out[f'{way}_concept_{name}'] = v
-    return out, rank, top
-
-def ranked(queries, label, keys, other, n_best):
-    """256 queries at a time."""
     rank, top = [], []
     for query, mine in zip(queries.split(256), label.split(256)):
         score = query @ keys.T
         rank.append(hits(score, mine[:, None] == other))
         top.append(score.topk(min(n_best, len(keys))).indices)
-    return torch.cat(rank), torch.cat(top)
+    rank = torch.cat(rank)
+    return {f'{way}_{name}': v for name, v in recalls(rank).items()}, rank, torch.cat(top)
 
 def by_matching_again(model, kept, way, top, at_once):
     """The matching head ranks the best candidates (q, n) again: no other can come first."""

@@ -14,7 +14,7 @@ import numpy as np
 from configurator import at_least
 from data.arrays import CAPTIONS, open_sets, unpatchify
 from data.pictures import open_pictures
-from data.tokens import EOT, STOP_WORDS, gpt2_encoding
+from data.tokens import STOP_WORDS
 
 @dataclass
 class Knobs:
@@ -86,15 +86,11 @@ def moment(score, data, i):
     if not video['flags'] & CAPTIONS:                                  # a picture has no time
         at = '#t=' if link.startswith('file:') else '&t=' if '?' in link else '?t='
         link += f'{at}{seconds}'
-
-    span = slice(int(video['token_start']), int(video['token_end']) - 1)
-    times, heard = data.times[span].astype(int), data.tokens[span]
-    near = (times >= int(frame['t_ms']) - 1000) & (times < int(frame['t_end_ms']) + 1000)
-    heard = heard[near & (heard != EOT)][:80]
+    start, length = data.spans(np.array([i]))
     return dict(score=score, frame=i, data=data, clock=f'{seconds // 60}:{seconds % 60:02d}',
                 title=printable(row['title'] or row['source']),
                 link=printable(link) if re.match('(https?|file)://', link) else '',
-                text=printable(gpt2_encoding().decode(heard.tolist())))
+                text=printable(data.text(start[0], length[0])))
 
 def choose(found, top):
     """[(score, data, frame)] -> the best moments, of frames of a video within 5 s only one."""

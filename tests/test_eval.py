@@ -97,7 +97,7 @@ def test_a_trained_run_is_better_than_chance_and_draws_its_pictures(scenes, trai
         and r['chance_r1'] == 1 / r['candidates']
         and min(r['i2t_r1'], r['t2i_r1']) > 8 * r['chance_r1']
     )
-    assert r['i2t_r1'] <= r['i2t_r5'] <= r['i2t_r10'] <= 1 and r['i2t_concept_r1'] >= r['i2t_r1']
+    assert r['i2t_r1'] <= r['i2t_r5'] <= r['i2t_r10'] <= 1
     assert (
         min(r['itm_i2t_r1'], r['itm_t2i_r1'], r['likelihood_i2t_r1'], r['likelihood_t2i_r1'])
         > 2 * r['chance_r1']
@@ -270,7 +270,7 @@ def test_reconstruction_keeps_what_is_visible_and_shuffling_changes_the_video(tr
         (['--data_dir=moved'], 'say where it is by now: --data_dir'),
         (['--device=gpu'], '--device=gpu'),
         (['--dataset=a,b'], 'one set at a time'),
-        (['--truth=absent', '--task=retrieval', '--split=train'], 'has no NAME.json'),
+        (['--truth=absent', '--task=ground', '--split=train'], 'has no NAME.json'),
     ],
 )
 def test_mistakes_are_one_line(trained, argv, words):

@@ -38,14 +38,6 @@ def named(scene):
     """-> [(colour and shape, object)]"""
     return [(f"{o['colour']} {o['shape']}", o) for o in scene.get('objects', [])]
 
-def concepts(data, ids, truth):
-    """The name of what is to be seen in each frame (n,), '' where the truth says nothing."""
-    names = []
-    for scene, _ in scenes(data, ids, truth):
-        objects = sorted(name for name, _ in named(scene))
-        names.append(scene.get('name') or ' '.join(objects))
-    return np.array(names)
-
 def true_words(scene):
     """Every word that the truth has for what is to be seen -> set."""
     texts = [scene.get(key, '') for key in ('name', 'ground', 'texture')] + scene.get('tags', [])
