@@ -78,7 +78,8 @@ def compare(pattern):
     # what differs from the commonest value of each knob
     usual, groups = {}, {}
     for name in {name for config in known.values() for name in config}:
-        values = Counter(json.dumps(config.get(name)) for config in known.values())
+        have = [c for c in known.values() if name in c or not name.startswith('judged')]
+        values = Counter(json.dumps(config.get(name)) for config in have)
         usual[name] = values.most_common(1)[0][0]
     for path, config in known.items():
         unlike = {k: v for k, v in config.items() if json.dumps(v) != usual[k]}

@@ -135,7 +135,10 @@ def test_runs_are_compared_by_the_knobs_that_differ(trained, untrained, tmp_path
         (tmp_path / name / 'config.json').write_text(
             json.dumps(dict(out_dir=name, seed=0, itc=1.0, lr=3) | knobs)
         )
-        (tmp_path / name / 'eval.json').write_text(json.dumps(dict(i2t_r1=r, t2i_r1=r)))
+        found = dict(i2t_r1=r, t2i_r1=r)
+        if name == 'a-0':  # a task that the others lack, and a number that is none
+            found['ground'] = dict(patches_pointing=None, judged=dict(candidates=9, truth='x'))
+        (tmp_path / name / 'eval.json').write_text(json.dumps(found))
     for name, seed, r in ('a-0', 0, 0.8), ('a-0', 1, 0.9), ('c', 0, 0.7):
         (tmp_path / name / f'finetune-vqa-{seed}').mkdir()
         (tmp_path / name / f'finetune-vqa-{seed}' / 'result.json').write_text(
