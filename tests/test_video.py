@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 import prepare
+from data.report import estimate
 from data.shards import read_shard, shard_path
 from data.video import Decoder, key_frames, reach, speaks
 from data.words import loudness, sound, transcribe
@@ -230,6 +231,8 @@ def test_no_decoder(tmp_path, capsys):
     path.write_bytes(whole.replace(b'avc1', b'q7zx'))
     row, _ = made(path, tmp_path, words=8)
     assert row['cause'] == 'no_codec' and 'q7zx' in row['message'] and 'a.mp4' in row['message']
+    estimate([dict(source=str(path), url='')], settings())
+    assert 'cannot be read (no_codec)' in capsys.readouterr().out
     path = film(tmp_path / 'a.mkv', [1, 2], sounds=[tone(500, 8)])  # such sound is no loss
     path.write_bytes(path.read_bytes().replace(b'A_AAC', b'A_QQQ'))
     row, shard = made(path, tmp_path, words=8)
