@@ -29,7 +29,7 @@ from data.shards import (Hashed, read_shard, sha256, shard_path, take_down, whol
 from data.sources import PASSING, Bad, check_javascript, fetch, find_items, read_rows
 from data.splits import marks, split_of, uploads
 from data.tokens import EOT, TOKENIZER_SHA256
-from data.video import Decoder, key_frames
+from data.video import Decoder, key_frames, reach
 from data.words import load_whisper, read_sidecar, tokenise, transcribe
 
 # what goes in
@@ -107,7 +107,7 @@ def process(item, cfg):
             read = read_image if 'captions' in item else read_video
             index, about = read(item, cfg, count, out)
             size = out.tell()
-            row |= about | dict(status='ok', cause='', counts=dict(count),
+            row |= about | dict(status='ok', cause='', counts=dict(+count),
                                 n_frames=len(index['frames']), n_tokens=len(index['tokens']),
                                 seconds=time.perf_counter() - began)
             stream = io.BytesIO()
@@ -116,7 +116,7 @@ def process(item, cfg):
         path.with_suffix('.err.json').unlink(missing_ok=True)
         return row
     except Bad as e:
-        return failed(cfg.root, row | dict(counts=dict(count)), e.cause, str(e))
+        return failed(cfg.root, row | dict(counts=dict(+count)), e.cause, str(e))
     except Exception as e:                         # not foreseen: counted as such
         if getattr(e, 'errno', None) in (28, 30, 122):
             raise                                  # disk full, read-only, over quota: stop the run
@@ -163,22 +163,17 @@ def read_video(item, cfg, count, out):
     """The key frames of a video and the words spoken over them."""
     name = item['source']
     media = item.get('media') or [name]            # a site may give picture and sound as two files
-    video = Decoder(media[0])
-    sound = Decoder(media[-1])
+    video = Decoder(media[0], cfg.language)
+    sound = Decoder(media[-1], cfg.language)
     if video.video is None:
         raise Bad('no_video', f'{name}: no video track')
     set_alarm(cfg.timeout_s + 3 * video.duration)
     index = take_frames(key_frames(video, cfg, count), cfg, out)
     frames = index['frames']
 
-    # how much of it could be read
-    flags = 0
-    length = video.end
-    if length < .98 * video.duration:              # cut off, or packets lost to the end
-        flags |= VIDEO_TRUNCATED
-    elif not video.bad:
-        length = max(length, video.duration)
-    if length < .5 * video.duration:
+    length, cut = reach([video, sound][:len(media)])
+    flags = VIDEO_TRUNCATED * cut
+    if cut and length < .5 * video.duration:
         raise Bad('truncated',
                   f'{name}: only {length:.0f} of {video.duration:.0f} seconds can be read')
     if not len(frames):
@@ -190,6 +185,7 @@ def read_video(item, cfg, count, out):
     frames[-1, 1] = frames[-1, 1] or duration_ms
 
     segments, about = listen(item, sound, cfg, count)
+    count['words_late'] = sum(s[0] * 1000 >= duration_ms for s in segments)
     segments = [s for s in segments if s[0] * 1000 < duration_ms]
     if not segments and not cfg.keep_silent:
         raise Bad('no_speech', f'{name}: no words were heard, or none in time')

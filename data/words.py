@@ -124,21 +124,30 @@ def once(cues):
 RATE = 16000                     # Hz; what Whisper hears
 STEP = 320                       # samples: 20 ms
 
-def sound(video):
+def sound(video, count):
     """Yield int16 samples. A lost packet is silence, which keeps the times right."""
     import av
-    resampler = av.AudioResampler('s16', 'mono', RATE)
+    form = None
     total = 0
-    for t, frame in video.packets(video.audio):
-        gap = round(t * RATE) - total
-        parts = [np.zeros(gap if gap > RATE // 10 else 0, np.int16)]
-        parts += [part.to_ndarray()[0] for part in resampler.resample(frame)]
-        total += sum(map(len, parts))
-        yield np.concatenate(parts)
+    for t, frame in video.frames(video.audio):
+        now = frame.format.name, frame.layout.name, frame.sample_rate
+        if now != form:
+            count['sound_changes'] += form is not None
+            form = now
+            resampler = av.AudioResampler('s16', 'mono', RATE)
+        parts = [part.to_ndarray()[0] for part in resampler.resample(frame)]
+        gap = 0 if t is None else round(t * RATE) - total
+        if gap > RATE // 10:
+            total += gap
+            for n in range(gap, 0, -60 * RATE):    # in pieces: memory stays flat
+                yield np.zeros(min(n, 60 * RATE), np.int16)
+        for part in parts:
+            total += len(part)
+            yield part
 
-def speech_chunks(video):
+def speech_chunks(video, count):
     """Yield (start_s, float32 samples of at most 30 s), cut at quiet points, without silence."""
-    pieces = sound(video)
+    pieces = sound(video, count)
     rest = np.zeros(0, np.int16)
     begin = 0                                      # position of rest[0]
     last = False
@@ -181,7 +190,12 @@ def loudness(audio):
     steps = audio[:len(audio) // STEP * STEP].reshape(-1, STEP).astype(np.float32)
     level = 20 * np.log10(np.sqrt((steps ** 2).mean(1)) / 32768 + 1e-5)
     floor = np.percentile(level, 10) if len(level) else 0
-    return level, np.flatnonzero(level > np.clip(floor + 6, -50, -35))
+
+    # however quiet: Whisper hears 30 s as loud as their loudest are
+    parts = [level[i:i + 1500] for i in range(0, len(level), 1500)]
+    least = np.clip([np.percentile(part, 95) - 20 for part in parts], -85, -50)
+    limit = np.clip(floor + 6, np.repeat(least, 1500)[:len(level)], -35)
+    return level, np.flatnonzero(level > limit)
 
 @functools.cache
 def load_whisper(name, device):
@@ -212,7 +226,7 @@ def transcribe(video, key, cfg, count):
     tokenizer = whisper.tokenizer.get_tokenizer(
         many, num_languages=model.num_languages, language=wanted or 'en')
     segments, votes = [], []
-    chunks = speech_chunks(video)
+    chunks = speech_chunks(video, count)
     while batch := list(itertools.islice(chunks, cfg.whisper_batch)):
         mel = torch.stack([whisper.log_mel_spectrogram(
             whisper.pad_or_trim(audio), model.dims.n_mels, device=model.device)

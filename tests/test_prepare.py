@@ -262,7 +262,7 @@ def decode(path, size=32, **more):
 
 def test_key_frames_are_the_pictures_of_the_video(tmp_path):
     kept, count, video = decode(make_video(tmp_path / 'a.mp4', [1, 2, 3]), 64)
-    assert [t for t, _, _ in kept] == [0, 4000, 8000] and abs(video.end - 12) < 0.3
+    assert [t for t, _, _ in kept] == [0, 4000, 8000] and abs(video.end(video.video) - 12) < 0.3
     for kind, (_, _, picture) in zip([1, 2, 3], kept):
         want = scene_picture(kind, (96, 64))[:, 16:80]  # the middle of the longer side
         assert picture.shape == (64, 64, 3) and np.abs(picture.astype(int) - want).mean() < 6
@@ -366,7 +366,7 @@ def test_a_bad_packet_costs_only_itself(tmp_path):
     raw[at : at + 200] = bytes(range(200))
     path.write_bytes(raw)
     kept, count, video = decode(path)
-    assert 6 <= len(kept) <= 8 and kept[-1][0] == 28_000 and abs(video.end - 32) < 0.5
+    assert 6 <= len(kept) <= 8 and kept[-1][0] == 28_000 and abs(video.end(video.video) - 32) < 0.5
 
 
 def encode(

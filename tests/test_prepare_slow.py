@@ -117,7 +117,7 @@ def test_batched_whisper_is_faster_than_transcribe_and_as_right(tmp_path, capsys
         stream = out.add_stream('aac', rate=16000, layout='mono')
         for video in map(Decoder, videos):
             resampler = av.AudioResampler('s16', 'mono', 16000)
-            for piece in (p for _, f in video.packets(video.audio) for p in resampler.resample(f)):
+            for piece in (p for _, f in video.frames(video.audio) for p in resampler.resample(f)):
                 piece.pts, n = n, n + piece.samples
                 out.mux(stream.encode(piece))
         out.mux(stream.encode())
@@ -147,7 +147,7 @@ def test_batched_whisper_is_faster_than_transcribe_and_as_right(tmp_path, capsys
                     sound = np.concatenate(
                         [
                             p.to_ndarray()[0]
-                            for _, f in decoder.packets(decoder.audio)
+                            for _, f in decoder.frames(decoder.audio)
                             for p in resampler.resample(f)
                         ]
                     )
