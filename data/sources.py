@@ -11,6 +11,10 @@ EXTENSIONS = ('.mp4 .m4v .mov .mkv .webm .avi .mpg .mpeg .mpe .m2v .ts .mts .m2t
 SIDECARS = '.json3', '.vtt', '.srt'
 CAPTIONS_OF = (r'(?i:\.(?:auto|cc|default|forced|orig|sdh|und)|\.([a-z]{2,3})(?:[-_][-\w]*)?)*'
                r'(?i:(\.json3|\.vtt|\.srt))')      # after the name of a video
+# the second code that ISO 639-2 has for some languages, from their English names
+ENGLISH = dict(sq='alb', hy='arm', eu='baq', my='bur', zh='chi', cs='cze', nl='dut', fr='fre',
+               ka='geo', de='ger', el='gre', mk='mac', mi='mao', ms='may', fa='per', ro='rum',
+               sk='slo', bo='tib', cy='wel') | {'is': 'ice'}
 REMOTE = re.compile(r'https?://|\w+search\d*:')
 
 class Bad(ValueError):
@@ -165,16 +169,15 @@ def sidecar(path, language):
         if match and not any(name.startswith(v + '.') for v in videos if own != v > stem):
             code = (match[1] or '').lower()
             order = not code, match.start(2), SIDECARS.index(match[2].lower())
-            if speaks(code, language):
+            if not code or language == 'any' or speaks(code, language):
                 found.append((*order, str(beside)))
     return min(found, default=[''])[-1]
 
-def speaks(code, language):
-    """Whether captions that name this language, or none, will do."""
-    if len(code) == 3:
-        from yt_dlp.utils import ISO639Utils
-        code = ISO639Utils.long2short(code) or code
-    return language == 'any' or code in ('', language)
+def speaks(code, wanted):
+    """Whether a language (ISO 639-2, or a tag) is the wanted one (ISO 639-1)."""
+    from yt_dlp.utils import ISO639Utils
+    code = (code or 'und').split('-')[0].lower()
+    return code in (wanted, ISO639Utils.short2long(wanted), ENGLISH.get(wanted))
 
 def find_pairs(name, items):
     """Add the pictures of an image-caption list to items -> rows of the entries that are none."""

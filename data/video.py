@@ -3,14 +3,10 @@ import collections, contextlib, itertools, math, re
 
 import numpy as np
 
-from data.sources import Bad
+from data.sources import Bad, speaks
 
 FRAME_SEEKED = 1                 # frames.flags: no key frame, but sought
 TS_DISCONT = 512                 # of a format: its clock may step (transport streams, Ogg)
-# the second code that ISO 639-2 has for some languages, from their English names
-ENGLISH = dict(sq='alb', hy='arm', eu='baq', my='bur', zh='chi', cs='cze', nl='dut', fr='fre',
-               ka='geo', de='ger', el='gre', mk='mac', mi='mao', ms='may', fa='per', ro='rum',
-               sk='slo', bo='tib', cy='wel') | {'is': 'ice'}
 
 class Decoder:
     """One open video. start and duration (as declared) are in seconds."""
@@ -198,12 +194,6 @@ def reach(files):
         if not file.bad and max(last) >= wanted:
             last.append(file.duration)
     return max(last), False
-
-def speaks(code, wanted):
-    """Whether a track's language (ISO 639-2, or a tag) is the wanted one (ISO 639-1)."""
-    from yt_dlp.utils import ISO639Utils
-    code = (code or 'und').split('-')[0].lower()
-    return code in (wanted, ISO639Utils.short2long(wanted), ENGLISH.get(wanted))
 
 def thumbnail(frame):
     """-> 36 x 32 grey int16, and its dHash: 64 bits, each whether a cell of an 8 x 9 grid is darker
