@@ -758,8 +758,8 @@ class VLModel(nn.Module):
     def soft_words(self, s, taught):
         """The teacher's distribution for each masked word -> {part: (n, S, V)}."""
         fused = together(self.teacher.fuse_words, {p: taught.shown(p, s) for p in s.masked})
-        states = {p: take(fused[p][0][:, 1:], words.slots) for p, words in s.masked.items()}
-        return {p: self.teacher.word_logits(x).softmax(-1) for p, x in states.items()}
+        return {p: self.teacher.word_logits(take(fused[p][0][:, 1:], words.slots)).softmax(-1)
+                for p, words in s.masked.items()}
 
     def mim_loss(self, fused, s):
         """Masked image modelling, on removed patches only (MAE, 2111.06377; with words M3AE,

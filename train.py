@@ -231,7 +231,7 @@ def go_on(checkpoint, model, optimizers, scaler):
             # betas and decay as told today; fused as this device has it, or AdamW's step counters
             # would be loaded to where the former one wanted them
             for group, now in zip(state['param_groups'], optimizer.param_groups, strict=True):
-                group.update({k: v for k, v in now.items() if k != 'params'})
+                group.update(now, params=group['params'])
             optimizer.load_state_dict(state)
         scaler.load_state_dict(checkpoint.get('scaler', {}))
     except (KeyError, ValueError, RuntimeError) as e:
@@ -244,8 +244,8 @@ def initialise(model):
         loaded, left = load_weights(model, init_from)
     except ValueError as e:
         sys.exit(f'error: --init_from: {e}')
-    blocks = [name for name, _ in model.named_parameters() if name.startswith('blocks.')]
-    lacking = sorted({int(name.split('.')[1]) for name in blocks if name not in loaded})
+    lacking = sorted({int(name.split('.')[1]) for name, _ in model.named_parameters()
+                      if name.startswith('blocks.') and name not in loaded})
     say(f"{init_from}: {len(loaded)} arrays loaded; left out: {', '.join(left) or 'none'}; "
         f"blocks that it lacks: {', '.join(map(str, lacking)) or 'none'}")
 

@@ -21,3 +21,4 @@ else
     python train.py config/bench.py --out_dir=out/bench/bfloat16 --dtype=bfloat16 "$@"
 fi
 python runs/peers.py config/bench.py "$@"
+python runs/kinds.py config/bench.py "$@"

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Ten minutes on one CUDA GPU: does all of it run there, and how fast -> out/gpu/table.md.
 # Needs torch, numpy, tqdm, tiktoken and openai-whisper (for its rank file); no network, no data.
-#   bash runs/gpu.sh                         each step has its own time limit; one that fails is told
+#   bash runs/gpu.sh         each step has its own time limit; one that fails is told
 set -uo pipefail
 INSTALL=no
 . "$(dirname "${BASH_SOURCE[0]}")/env.sh"
