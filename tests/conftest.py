@@ -1,6 +1,8 @@
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 import pytest
 
@@ -23,6 +25,31 @@ def pytest_collection_modifyitems(config, items):
 
 def pytest_configure(config):
     config.addinivalue_line('markers', 'slow: minutes, or needs a quiet machine')
+
+
+def start(argv, deaf=False):
+    """A script in a session of its own, to be signalled. Ctrl-C is as at a terminal, or if `deaf`
+    as in a script's background, however the tests were started."""
+    ctrl_c = signal.SIG_IGN if deaf else signal.SIG_DFL
+    return subprocess.Popen(
+        [sys.executable, *map(str, argv)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, ctrl_c),
+    )
+
+
+def wait_for(state, process=None):
+    """Until state() is true, as it must be while the process runs; the time limit is only for a
+    test that hangs."""
+    until = time.monotonic() + 300
+    while not state():
+        assert not process or process.poll() is None, process.communicate()
+        assert time.monotonic() < until
+        time.sleep(0.01)
 
 
 @pytest.fixture(scope='session')
