@@ -8,7 +8,7 @@ import pytest
 import torch
 import eval as evaluation
 import model as models
-from conftest import ROOT
+from conftest import ROOT, script
 from data.arrays import EVAL_SEED, Frames, draw_noise, open_sets, unpatchify
 from data.scenes import truth
 from runs import caption, ground, paint, search
@@ -36,36 +36,28 @@ def tiny(**settings):
 
 
 def evaluate(*argv):
-    return subprocess.run(
-        [sys.executable, ROOT / 'eval.py', *argv], capture_output=True, text=True, cwd=ROOT
-    )
+    return script('eval.py', *argv)
 
 
 @pytest.fixture(scope='session')
 def trained(scenes, tmp_path_factory):
     """Long enough on few scenes to be better than chance on its own training videos."""
     out = tmp_path_factory.mktemp('trained') / 'run'
-    done = subprocess.run(
-        [
-            sys.executable,
-            *command(
-                scenes,
-                out,
-                max_iters=160,
-                eval_interval=160,
-                learning_rate=4e-3,
-                keep_hi=1.0,
-                context_s=0.0,
-                n_embd=64,
-                batch_size=64,
-                itm=1.0,
-                psl=0.1,
-                parts='xmm_text:4,xmm_image:4,amm_text:4,amm_image:4',
-            ),
-        ],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
+    done = script(
+        *command(
+            scenes,
+            out,
+            max_iters=160,
+            eval_interval=160,
+            learning_rate=4e-3,
+            keep_hi=1.0,
+            context_s=0.0,
+            n_embd=64,
+            batch_size=64,
+            itm=1.0,
+            psl=0.1,
+            parts='xmm_text:4,xmm_image:4,amm_text:4,amm_image:4',
+        )
     )
     assert done.returncode == 0, done.stderr
     return out
@@ -74,12 +66,7 @@ def trained(scenes, tmp_path_factory):
 @pytest.fixture(scope='session')
 def untrained(scenes, tmp_path_factory):
     out = tmp_path_factory.mktemp('untrained') / 'run'
-    done = subprocess.run(
-        [sys.executable, *command(scenes, out, max_iters=1)],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-    )
+    done = script(*command(scenes, out, max_iters=1))
     assert done.returncode == 0, done.stderr
     return out
 
@@ -277,17 +264,8 @@ def test_mistakes_are_one_line(trained, argv, words):
 
 def test_runs_without_some_objectives_say_so(scenes, tmp_path):
     out = tmp_path / 'run'
-    subprocess.run(
-        [
-            sys.executable,
-            *command(
-                scenes, out, max_iters=1, parts='image_only:1', itc=0.0, mlm=0.0, n_unimodal=0
-            ),
-        ],
-        check=True,
-        capture_output=True,
-        cwd=ROOT,
-    )
+    values = dict(max_iters=1, parts='image_only:1', itc=0.0, mlm=0.0, n_unimodal=0)
+    script(*command(scenes, out, **values))
     done = evaluate(f'--run={out}', '--split=train')
     assert done.returncode == 0, done.stderr
     assert (
