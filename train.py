@@ -6,7 +6,7 @@
     python train.py config/bench.py --dry_run            parameters, GFLOP and memory per objective
 
 Ctrl-C, SIGTERM or a crash, then the same command: the run goes on from out_dir/latest.pt exactly
-where it was. The model's own knobs stand in model.py, in VLConfig; they are flags like the ones below.
+where it was. The model's own knobs stand in model.py, in VLConfig; they are flags like those below.
 """
 import functools, math, os, re, signal, sys, time, warnings
 from collections import deque
