@@ -8,9 +8,10 @@
 
 What was named is frozen into data/<dataset>/items.jsonl, itself an input: a data set is a recipe
 that can be published. Each video becomes one shard by a pure function, in worker processes; a last
-step joins the shards. Ctrl-C or a crash loses at most the videos in flight: run the same command
-again. The arrays are the same, byte for byte, with any number of workers. Inputs given later are
-added to the set.
+step joins the shards. Ctrl-C, SIGTERM or a crash loses at most the videos in flight: run the same
+command again. (A script's background is deaf to Ctrl-C, as any program's there; SIGTERM stops it.)
+The arrays are the same, byte for byte, with any number of workers. Inputs given later are added to
+the set.
 """
 import collections, contextlib, io, json, math, multiprocessing, os
 import shutil, signal, sys, threading, time, types
@@ -234,9 +235,18 @@ def start_worker():
     def end_with_parent():
         multiprocessing.parent_process().join()
         os._exit(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)   # Ctrl-C is the parent's to answer
     threading.Thread(target=end_with_parent, daemon=True).start()
     os.environ['OMP_NUM_THREADS'] = '1'            # before torch: the same sums on any machine
+
+def submit(pool, *job):
+    """What a terminal or a queue tells to all at once is the parent's to answer: the process that
+    the first job starts is born deaf to it."""
+    told = signal.SIGINT, signal.SIGTERM
+    signal.pthread_sigmask(signal.SIG_BLOCK, told)
+    try:
+        return pool.submit(process, *job)
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, told)
 
 def weight(item):
     """Of the progress bar: bytes, guessed before a download."""
@@ -290,7 +300,7 @@ def process_all(items, cfg, bar):
         if not idle:
             wait()
         pool = idle.pop()
-        running[pool.submit(process, fetched, cfg)] = item, fetched, pool, time.monotonic()
+        running[submit(pool, fetched, cfg)] = item, fetched, pool, time.monotonic()
     while running:
         wait()
     for pool in idle:
@@ -453,11 +463,11 @@ def main(config):
         sys.exit(bool(found))
     if cfg.preview:
         return write_preview(root)
-    old = take_over(cfg)
-    items, refused = named(cfg)
-    if cfg.dry_run:
-        return estimate(items, cfg)
     try:
+        old = take_over(cfg)
+        items, refused = named(cfg)
+        if cfg.dry_run:
+            return estimate(items, cfg)
         begin(root, old, cfg)
         items = take_down(root, items, cfg.exclude)
         known = root / 'items.jsonl'
@@ -591,4 +601,5 @@ def run(items, refused, cfg):
           f'--image_size={window} --patch_size={cfg.patch_size}')
 
 if __name__ == '__main__':
+    signal.signal(signal.SIGTERM, signal.default_int_handler)          # as Ctrl-C
     main(configure(globals(), positional='videos'))

@@ -5,8 +5,8 @@
     torchrun --standalone --nproc_per_node=4 train.py config/scenes.py         several GPUs, or CPUs
     python train.py config/bench.py --dry_run            parameters, GFLOP and memory per objective
 
-Ctrl-C or a crash, then the same command: the run goes on from out_dir/latest.pt exactly where it
-was. The model's own knobs stand in model.py, in VLConfig; they are flags like the ones below.
+Ctrl-C, SIGTERM or a crash, then the same command: the run goes on from out_dir/latest.pt exactly
+where it was. The model's own knobs stand in model.py, in VLConfig; they are flags like those below.
 """
 import functools, math, os, re, signal, sys, time, warnings
 from collections import deque
@@ -334,15 +334,18 @@ class Reader:
         return host
 
 class Stop:
-    """Ctrl-C and SIGTERM: finish the step, save, leave; Ctrl-C twice: leave at once."""
+    """Ctrl-C and SIGTERM: finish the step, save, leave; Ctrl-C twice: leave at once. In a script's
+    background, where Ctrl-C is ignored from the start, it stays so."""
     def __init__(self):
         self.told = False
-        for s in signal.SIGINT, signal.SIGTERM:
-            signal.signal(s, self.tell)
+        self.launched = 'RANK' in os.environ                           # torchrun passes on both
+        signal.signal(signal.SIGTERM, self.tell)
+        if self.launched or signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+            signal.signal(signal.SIGINT, self.tell)
 
     def tell(self, s, _):
-        # under torchrun both may come twice, of itself and of the queue's manager
-        if self.told and WORLD == 1 and s == signal.SIGINT:
+        # under torchrun both may come twice, of itself and of the terminal or the queue's manager
+        if self.told and not self.launched and s == signal.SIGINT:
             os._exit(130)
         self.told = True
 

@@ -5,4 +5,4 @@
 # speech; without them these are skipped and say so.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/env.sh"
-python -m pytest -n 2 -q -rs tests "$@"
+python -m pytest -n 2 --dist=loadgroup -q -rs tests "$@"

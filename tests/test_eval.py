@@ -9,7 +9,7 @@ import torch
 import eval as evaluation
 import model as models
 from configurator import configure
-from conftest import ROOT
+from conftest import ROOT, script
 from PIL import Image
 from data.arrays import EVAL_SEED, Frames, draw_noise, open_sets, unpatchify
 from data.scenes import truth
@@ -38,36 +38,28 @@ def tiny(**settings):
 
 
 def evaluate(*argv):
-    return subprocess.run(
-        [sys.executable, ROOT / 'eval.py', *argv], capture_output=True, text=True, cwd=ROOT
-    )
+    return script('eval.py', *argv)
 
 
 @pytest.fixture(scope='session')
 def trained(scenes, tmp_path_factory):
     """Long enough on few scenes to be better than chance on its own training videos."""
     out = tmp_path_factory.mktemp('trained') / 'run'
-    done = subprocess.run(
-        [
-            sys.executable,
-            *command(
-                scenes,
-                out,
-                max_iters=160,
-                eval_interval=160,
-                learning_rate=4e-3,
-                keep_hi=1.0,
-                context_s=0.0,
-                n_embd=64,
-                batch_size=64,
-                itm=1.0,
-                psl=0.1,
-                parts='xmm_text:4,xmm_image:4,amm_text:4,amm_image:4',
-            ),
-        ],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
+    done = script(
+        *command(
+            scenes,
+            out,
+            max_iters=160,
+            eval_interval=160,
+            learning_rate=4e-3,
+            keep_hi=1.0,
+            context_s=0.0,
+            n_embd=64,
+            batch_size=64,
+            itm=1.0,
+            psl=0.1,
+            parts='xmm_text:4,xmm_image:4,amm_text:4,amm_image:4',
+        )
     )
     assert done.returncode == 0, done.stderr
     return out
@@ -76,12 +68,7 @@ def trained(scenes, tmp_path_factory):
 @pytest.fixture(scope='session')
 def untrained(scenes, tmp_path_factory):
     out = tmp_path_factory.mktemp('untrained') / 'run'
-    done = subprocess.run(
-        [sys.executable, *command(scenes, out, max_iters=1)],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-    )
+    done = script(*command(scenes, out, max_iters=1))
     assert done.returncode == 0, done.stderr
     return out
 
@@ -313,17 +300,8 @@ def test_a_set_that_moved_a_task_in_a_file_and_how_it_was_judged(scenes, untrain
 
 def test_runs_without_some_objectives_say_so(scenes, tmp_path):
     out = tmp_path / 'run'
-    subprocess.run(
-        [
-            sys.executable,
-            *command(
-                scenes, out, max_iters=1, parts='image_only:1', itc=0.0, mlm=0.0, n_unimodal=0
-            ),
-        ],
-        check=True,
-        capture_output=True,
-        cwd=ROOT,
-    )
+    values = dict(max_iters=1, parts='image_only:1', itc=0.0, mlm=0.0, n_unimodal=0)
+    script(*command(scenes, out, **values))
     done = evaluate(f'--run={out}', '--split=train')
     assert done.returncode == 0, done.stderr
     assert (
@@ -448,9 +426,15 @@ def test_boxes_that_are_none_and_rows_of_other_splits(tmp_path, capsys):
 
 def test_search_finds_moments_and_keeps_what_it_computed(scenes, trained, tmp_path):
     data = Frames(scenes / 'data' / 'scenes', 'train', 16, 0.0)
-    video = data.videos[0]
-    row = json.loads(open(data.path / 'videos.jsonl').read().splitlines()[video['row']])
     said = data.text(*(x[0] for x in data.spans(np.array([2]))))
+    m, every = models.load(trained / 'latest.pt'), []
+    for split in 'train', 'val', 'test':
+        part = Frames(data.path, split, silent=True)
+        z = m.image_embedding(part.pictures(np.arange(len(part.frames)), m.config, 'cpu'))
+        every += [(float(s), part, i) for i, s in enumerate(z @ m.encode_text(said))]
+    _, part, i = max(every, key=lambda x: x[0])
+    row = part.videos[part.frames['video'][i]]['row']
+    row = json.loads(open(data.path / 'videos.jsonl').read().splitlines()[row])
     asked = f'--run={trained}', '--task=search', f'--query={said}', '--checkpoint=latest', '--top=8'
     at_once = [
         subprocess.Popen(
@@ -461,10 +445,11 @@ def test_search_finds_moments_and_keeps_what_it_computed(scenes, trained, tmp_pa
     told = [p.communicate()[0] for p in at_once]  # one waits for the other's embeddings
     done = evaluate(*asked)
     assert done.returncode == 0 and told == [done.stdout] * 2, done.stderr
-    clock = f"{data.frames[2]['t_ms'] // 60000:d}:{data.frames[2]['t_ms'] // 1000 % 60:02d}"
+    minutes, seconds = divmod(int(part.frames[i]['t_ms']) // 1000, 60)
+    best = row['title'], f'{minutes}:{seconds:02d}'
     lines = done.stdout.splitlines()
     found = [(line.split()[2], line.split()[1]) for line in lines if re.match(r'\d\.\d{3} ', line)]
-    assert len(found) == 8 and (row['title'], clock) in found and '#t=' in done.stdout
+    assert len(found) == 8 and found[0] == best and '#t=' in done.stdout
     caches = {p: p.stat().st_mtime_ns for p in (trained / 'search').glob('*.bin')}
     assert sum(p.stat().st_size == 2 * 16 * len(data.frames) for p in caches) == 1
     cache = next(p for p in caches if '-train-' in p.name)

@@ -8,7 +8,7 @@ from conftest import ROOT
 
 BUDGET = {  # lines as ruff formats them: were, at most
     'configurator.py': (198, 226),
-    'prepare.py': (2007, 694),
+    'prepare.py': (2007, 702),
     'model.py': (1474, 1175),
     'train.py': (1179, 680),
     'eval.py': (2058, 520),

@@ -7,7 +7,7 @@ import pytest
 import torch
 import train
 from configurator import configure, knobs
-from conftest import ROOT
+from conftest import ROOT, start
 from data.arrays import (
     Frames,
     draw_noise,
@@ -405,23 +405,16 @@ def test_a_run_learns_and_logs(unbroken):
     assert best['iter_num'] == min(evals[1:], key=lambda x: x['val/loss'])['iter']
 
 
-def test_kill_and_resume_equal_the_unbroken_run(scenes, unbroken, tmp_path):
-    out, killed = tmp_path / 'run', 0
-    for at in 5, 9:
-        process = subprocess.Popen(
-            [sys.executable, *command(scenes, out)], cwd=ROOT, stdout=subprocess.PIPE, text=True
-        )
+def test_kill_and_resume_equal_the_unbroken_run(scenes, unbroken, knob, tmp_path, capsys):
+    out = tmp_path / 'run'
+    for _ in range(2):
+        process = start(command(scenes, out, log_interval=1))
         for line in process.stdout:
-            if line.startswith(f'iter {at + 1}/'):
-                process.send_signal(signal.SIGKILL)
-                killed += 1
-                break
-        process.wait()
-    assert killed == 2
-    done = subprocess.run(
-        [sys.executable, *command(scenes, out)], capture_output=True, text=True, cwd=ROOT
-    )
-    assert done.returncode == 0 and re.search('going on from .* at iteration [48]', done.stdout), (
+            if re.match('iter ([7-9]|1.)/', line) and (out / 'latest.pt').exists():
+                process.kill()
+        assert process.wait() == -signal.SIGKILL
+    run(knob, scenes, out)
+    assert re.search('going on from .* at iteration [48]', capsys.readouterr().out), (
         'at most the checkpoint being written is lost'
     )
     assert numbers(read_log(out)) == numbers(read_log(unbroken[0])), (
@@ -432,25 +425,56 @@ def test_kill_and_resume_equal_the_unbroken_run(scenes, unbroken, tmp_path):
     )
 
 
-def test_interrupt_saves_and_the_same_command_goes_on(scenes, unbroken, tmp_path):
+@pytest.mark.parametrize('told', [signal.SIGINT, signal.SIGTERM])
+def test_what_stops_it_saves_and_the_same_command_goes_on(scenes, unbroken, knob, tmp_path, told):
+    """Ctrl-C; SIGTERM where Ctrl-C is ignored."""
     out = tmp_path / 'run'
-    process = subprocess.Popen(
-        [sys.executable, *command(scenes, out)], cwd=ROOT, stdout=subprocess.PIPE, text=True
-    )
+    process = start(command(scenes, out, log_interval=1), deaf=told == signal.SIGTERM)
     for line in process.stdout:
-        if line.startswith('iter 6/'):
-            process.send_signal(signal.SIGINT)
+        if line.startswith('iter 1/'):
+            process.send_signal(told)
             break
-    rest = process.stdout.read()
-    assert process.wait() == 130 and 'the same command goes on' in rest
-    done = subprocess.run(
-        [sys.executable, *command(scenes, out)], capture_output=True, text=True, cwd=ROOT
-    )
-    assert (
-        done.returncode == 0
-        and numbers(read_log(out)) == numbers(read_log(unbroken[0]))
-        and same_weights(weights(out), weights(unbroken[0]))
-    )
+    said, err = process.communicate()
+    assert process.returncode == 130 and 'the same command goes on' in said, err
+    assert torch.load(out / 'latest.pt', weights_only=True)['iter_num'] < 12
+    assert numbers(run(knob, scenes, out)) == numbers(read_log(unbroken[0]))
+    assert same_weights(weights(out), weights(unbroken[0]))
+
+
+def test_torchrun_passes_on_what_stops_it(scenes, tmp_path):
+    """SIGTERM to the launcher alone: all ranks leave after the same step, saved."""
+    out = tmp_path / 'run'
+    argv = command(scenes, out, max_iters=100_000, batch_size=16, eval_interval=0)
+    process = start([*LAUNCH, '--nproc_per_node=2', *argv], deaf=True)
+    for line in process.stdout:
+        if line.startswith('iter 4/'):
+            process.send_signal(signal.SIGTERM)
+            break
+    said, err = process.communicate()
+    at = re.search('stopped at iteration (.*); the same command goes on', said)
+    assert at, err
+    assert torch.load(out / 'latest.pt', weights_only=True)['iter_num'] == int(at[1])
+
+
+def test_who_may_be_told_and_how_often(monkeypatch):
+    """Ctrl-C that is ignored stays so. A rank may be told twice, by the terminal and by its
+    launcher, which is no second Ctrl-C, be it the only rank."""
+    before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        stop = train.Stop()
+        signal.raise_signal(signal.SIGINT)
+        assert not stop.asked(1, None)
+        signal.raise_signal(signal.SIGTERM)
+        assert stop.asked(1, None)
+        monkeypatch.setenv('RANK', '0')
+        stop = train.Stop()
+        for s in (*before, *before):
+            signal.raise_signal(s)
+        assert stop.asked(1, None)
+    finally:
+        for s, handler in before.items():
+            signal.signal(s, handler)
 
 
 def test_validation_touches_no_training_state(scenes, unbroken, knob, tmp_path):
@@ -504,21 +528,15 @@ def test_flops_and_kept_settings_are_logged(scenes, knob, tmp_path):
         )
 
 
+LAUNCH = ['-m', 'torch.distributed.run', '--standalone']
+
+
 def torchrun(n, argv):
     done = subprocess.run(
-        [
-            sys.executable,
-            '-m',
-            'torch.distributed.run',
-            f'--nproc_per_node={n}',
-            '--master_port',
-            str(29500 + os.getpid() % 2000),
-            *argv,
-        ],
+        [sys.executable, *LAUNCH, f'--nproc_per_node={n}', *argv],
         capture_output=True,
         text=True,
         cwd=ROOT,
-        timeout=120,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
