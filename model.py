@@ -640,9 +640,10 @@ class VLModel(nn.Module):
             losses['psl'] = self.psl_loss(s, mine, taught, fused)
 
         weighted = [getattr(c, name) * value for name, value in losses.items() if '/' not in name]
-        loss = sum(weighted, batch['noise_rate'].new_zeros(()))
-        # cloned, or a compiler takes a loss of one objective and its copy for the same output
-        return loss, {name: value.detach().clone() for name, value in losses.items()}
+        # a zero that no compiler can know of, or it would take the loss of a single objective and
+        # its copy for one output, which then has no gradient (torch 2.14; clone() helps until 2.13)
+        loss = sum(weighted, 0 * batch['noise_rate'].sum())
+        return loss, {name: value.detach() for name, value in losses.items()}
 
     def show(self, batch):
         """What each part of a batch shows, hides and is asked for -> Shown."""
