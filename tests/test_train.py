@@ -1044,12 +1044,13 @@ def test_a_damaged_set_is_refused(scenes, knob, tmp_path, capsys, damage, words)
 
 
 def test_what_a_model_costs_is_told_without_data(knob, capsys):
-    knob(str(ROOT / 'config/bench.py'), dry_run=True, dataset='absent')
+    small = '--n_layer=3', '--n_unimodal=2'  # of the reference setting: test_model.py
+    knob(str(ROOT / 'config/bench.py'), *small, dry_run=True, dataset='absent')
     train.main()
     told = re.findall(r'([\d.]+) GFLOP per pair (in all|for \w+)', capsys.readouterr().out)
     cost = {name: float(gflop) for gflop, name in told}
     assert list(cost)[:5] == ['for mlm', 'for mim', 'for itc', 'for itm', 'for psl']
-    assert 120 < cost.pop('in all') == pytest.approx(sum(cost.values()), abs=0.5)
+    assert cost.pop('in all') == pytest.approx(sum(cost.values()), abs=0.5)
     with pytest.raises(SystemExit, match='no objective'):
         knob(str(ROOT / 'config/bench.py'), '--mlm=0', '--parts=text_only:1', dry_run=True)
         train.main()
