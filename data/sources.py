@@ -161,12 +161,13 @@ def sidecar(path, language):
     stem = re.sub(r'(?<=.)\.f\d{2,3}(-\w+)?$', '', own)    # talk.f137.mp4: the sound is elsewhere
     if stem in videos:
         stem = own
+    of_others = tuple(v + '.' for v in videos - {own} if v.startswith(stem))
     parts = map(re.escape, (stem, own[len(stem):], kind))
     pattern = re.compile('{}(?:{})?(?:{})?'.format(*parts) + CAPTIONS_OF)
     found = []
     for name, beside in names.items():
         match = pattern.fullmatch(name)
-        if match and not any(name.startswith(v + '.') for v in videos if own != v > stem):
+        if match and not name.startswith(of_others):
             code = (match[1] or '').lower()
             order = not code, match.start(2), SIDECARS.index(match[2].lower())
             if not code or language == 'any' or speaks(code, language):
