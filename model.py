@@ -269,9 +269,11 @@ class Attention(nn.Module):
     def heads(self, x, first=0, last=3):
         """(B, L, D) -> (q, k, v)[first:last], each (B, n_head, L, D / n_head)."""
         B, L, D = x.shape
-        rows = slice(first * D, last * D)
-        x = F.linear(x, self.qkv.weight[rows], self.qkv.bias[rows])
-        return x.view(B, L, last - first, self.n_head, -1).permute(2, 0, 3, 1, 4)
+        w, b = self.qkv.weight, self.qkv.bias
+        if last - first < 3:                       # a slice of all would cost its backward pass
+            w, b = w[first * D:last * D], b[first * D:last * D]
+        x = F.linear(x, w, b).view(B, L, last - first, self.n_head, -1)
+        return x.permute(2, 0, 3, 1, 4)
 
     def forward(self, x, mask, n=None):
         """n: only the first n positions ask, of all; None: each does."""
