@@ -47,7 +47,11 @@ def test_deep_pictures_keep_their_greys(tmp_path, form):
         'float': want.astype(np.float32),
         'below': (want * 4e5 - 1e5).astype(np.int32),
     }
-    Image.fromarray(ranges.get(kind, (want * 65535).astype(np.uint16))).save(path)
+    picture = ranges.get(kind, (want * 65535).astype(np.uint16))
+    if form.endswith('pgm'):  # Pillow 10 does not write it
+        path.write_bytes(b'P5 64 48 65535\n' + picture.astype('>u2').tobytes())
+    else:
+        Image.fromarray(picture).save(path)
     if kind == 'below':
         want = want / 0.75
     found = np.asarray(read_picture(path))
