@@ -197,7 +197,7 @@ def counted(*args):
 
 def noted(message, *_, **__):
     here = [f for f in traceback.extract_stack() if f.name == 'main']
-    if 'synchroniz' in str(message) and here:
+    if 'called a synchronizing' in str(message) and here:
         waits.append(here[-1].line)
 
 train.update, warnings.showwarning = counted, noted
