@@ -448,7 +448,8 @@ def main(config, tasks):
         results = about
     for name, judge in tasks.items():
         found = tell(getattr(judge, 'judge', judge)(model, sets[0], pairs, k))
-        results[name] = found | dict(judged=dict(candidates=k.candidates, truth=k.truth))
+        if found:                # pictures and curves find no numbers
+            results[name] = found | dict(judged=dict(candidates=k.candidates, truth=k.truth))
         path.write_text(json.dumps(results, indent=1, allow_nan=False))
     print(f'wrote {path}')
 

@@ -67,25 +67,39 @@ def read_json3(raw, count):
             cues.append((begin / 1000, end / 1000, text))
     return cues
 
+SHOWN = re.compile(rf'(?<![-\w.,:;]){CLOCK}\s*-->\s*{CLOCK}(?![.,:;]?\w)')
+NOT_A_CUE = re.compile(r'(?:WEBVTT|NOTE|STYLE|REGION)\b')
+
 def read_cues(raw, count):
     """.vtt or .srt -> such cues: a line with an arrow begins one, its text goes up to the next."""
     lines = re.split(r'\r*\n|\r', re.sub(UNSEEN, '', raw).strip())
-    raw = '\n'.join(['', *map(str.strip, lines)])
-    name = r'\n\d+|\n\n\d+\n'
-    if raw.startswith('\nWEBVTT'):
-        name += r'|\n\n.+'
-        raw = re.sub(r'(?s)\n\n(WEBVTT|NOTE|STYLE|REGION)\b.*?(?=\n\n|\n[^\n]*-->|\Z)', '', raw)
-    shown = rf'.*?(?<![-\w.,:;]){CLOCK}\s*-->\s*{CLOCK}(?![.,:;]?\w).*'
-    parts = re.split(rf'(?:{name})?\n(?:{shown}|.*-->.*)', raw)
+    vtt = lines[0].startswith('WEBVTT')
     cues = []
-    for i in range(1, len(parts), 9):              # two clocks, a text
-        if parts[i + 1]:
-            # <00:00:01.500><c> word</c>: words with their own times
-            text = re.sub(f'<{CLOCK}>', lambda m: f'\0{seconds(*m.groups())}\0', parts[i + 8])
-            cues.append((seconds(*parts[i:i + 4]), seconds(*parts[i + 4:i + 8]), text))
+    text = ['']                                    # of a cue: its line with the arrow, then these
+    block = False
+    for line in map(str.strip, lines):
+        if vtt and text[-1] == '' and NOT_A_CUE.match(line):
+            block = True                           # up to an empty line or a cue
+        elif '-->' in line:
+            # the line before may be the cue's name: a number, in .vtt after a gap anything
+            if text[-3:-2] == [''] == text[-1:] and text[-2].isdecimal():
+                del text[-2:]
+            elif text[-1].isdecimal() or vtt and text[-2:-1] == ['']:
+                text.pop()
+            block = False
+            text = [line]
+            if clocks := SHOWN.search(line):
+                clocks = clocks.groups()
+                cues.append((seconds(*clocks[:4]), seconds(*clocks[4:]), text))
+            else:
+                count['cues_unread'] += 1
         else:
-            count['cues_unread'] += 1
-    return cues
+            block = block and line != ''
+            if not block:
+                # <00:00:01.500><c> word</c>: words with their own times
+                at = re.sub(f'<{CLOCK}>', lambda m: f'\0{seconds(*m.groups())}\0', line)
+                text.append(at)
+    return [(a, b, '\n'.join(text[1:])) for a, b, text in cues]
 
 def seconds(h, m, s, fraction):
     return 3600 * int(h or 0) + 60 * int(m) + int(s) + float(f'0.{fraction or 0}')

@@ -22,10 +22,11 @@ def pytest_addoption(parser):
     parser.addoption('--cuda', action='store_true', help='also the tier of the null GPU')
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
 def pytest_collection_modifyitems(config, items):
     for item in items:
         # what a costly fixture is made for runs where it is made
-        for name in 'trained', 'untrained', 'tasks', 'unbroken', 'finished', 'videos':
+        for name in 'trained', 'untrained', 'tasks', 'unbroken', 'ranks', 'finished', 'videos':
             if name in item.fixturenames:
                 item.add_marker(pytest.mark.xdist_group(name.removeprefix('un')))
                 break

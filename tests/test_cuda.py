@@ -13,7 +13,7 @@ from conftest import ROOT
 from runs import checkpoints
 from runs.machine import PEAK, peak_of
 from test_model import build, make_batch
-from test_train import TINY, knob  # noqa: F401
+from test_train import TINY, knob, run  # noqa: F401
 
 # --- float16, bfloat16 ----------------------------------------------------------------------------
 
@@ -88,19 +88,21 @@ def test_a_queue_smaller_than_a_batch_has_each_place_once():
 # --- compiling ------------------------------------------------------------------------------------
 
 
-def test_a_compiler_that_fails_ends_the_run_and_says_the_remedy(scenes, tmp_path):
+@pytest.mark.xdist_group('compiled')
+def test_a_compiler_that_fails_ends_the_run_and_says_the_remedy(
+    scenes,
+    knob,  # noqa: F811
+    tmp_path,
+    monkeypatch,
+):
     """Silently eager would be slower unseen."""
-    values = TINY | dict(compile=True, max_iters=1, n_layer=1, n_unimodal=1, mlm=0, mim=0)
-    argv = [f'--{k}={v}' for k, v in (values | dict(parts='clean:1')).items()]
-    done = subprocess.run(
-        [sys.executable, 'train.py', *argv, f'--data_dir={scenes}/data', f'--out_dir={tmp_path}/r'],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env=os.environ | dict(CXX='no-such-compiler', TORCHINDUCTOR_CACHE_DIR=f'{tmp_path}/cache'),
-    )
-    assert done.returncode == 1 and 'error: torch.compile failed' in done.stderr
-    assert '--compile=false' in done.stderr and 'Traceback' not in done.stderr
+    torch._dynamo.reset()
+    monkeypatch.setattr('torch._inductor.config.force_disable_caches', True)
+    monkeypatch.setattr('torch._inductor.config.cpp.cxx', ('no-such-compiler',))
+    alone = dict(parts='text_only:1', itc=0, mim=0, n_layer=1, n_unimodal=0, max_iters=1)
+    with pytest.raises(SystemExit, match='error: torch.compile failed.*--compile=false'):
+        run(knob, scenes, tmp_path / 'run', **alone, compile=True)
+    assert not (tmp_path / 'run' / 'latest.pt').exists()
 
 
 def test_lengths_at_which_cudnn_gives_nan_turn_it_off(monkeypatch):

@@ -149,21 +149,30 @@ def test_the_extremes_of_text(plan):
         )
 
 
-@pytest.mark.parametrize('plan', ['default', 'every'])
-def test_overfits_eight_pairs(plan):
-    m = build(**PLANS[plan] | dict(n_embd=64, keep_hi=1.0, keep_lo=0.5))
-    batch = {
-        k: v[torch.arange(B) % 8] if k in ('patches', 'tokens', 'pad', 'video') else v
-        for k, v in make_batch(m.config).items()
-    }
-    batch['patches'] = batch['patches'][:, :, :1].expand(-1, -1, 192)  # patches of one grey each
+def by_heart(parts, **settings):
+    """Eight pairs, patches of one grey each, by a model of two layers and a high learning rate
+    -> the losses at first and after 50 steps."""
+    shallow = dict(n_layer=2, n_unimodal=1, n_embd=64, keep_hi=1.0, keep_lo=0.5)
+    m = build(**shallow, parts=parts, **settings)
+    batch = make_batch(m.config, 16)
+    for k in 'patches', 'tokens', 'pad', 'video':
+        batch[k] = batch[k][torch.arange(16) % 8]
+    batch['patches'] = batch['patches'][:, :, :1].expand(-1, -1, 192)
     optimizers, first = train.configure_optimizers(m, fused=False), m(batch)[1]
-    for _ in range(120):
+    for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+        group['lr'] *= 4
+    for _ in range(50):
         loss, last = m(batch)
         loss.backward()
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
+    return first, last
+
+
+@pytest.mark.parametrize('parts', [SMALL['parts'], EVERY], ids=['default', 'every'])
+def test_overfits_eight_pairs(parts):
+    first, last = by_heart(parts)
     for name in 'mlm', 'mim', 'itc':
         assert last[name] < 0.35 * first[name], (name, first[name], last[name])
 
@@ -185,21 +194,10 @@ def test_a_way_of_masking_is_a_row_of_a_table(monkeypatch):
     plan_positions.cache_clear()
     part_rows.cache_clear()
     for part, learned in ('joint_hi', ('mlm', 'itc', 'itm')), ('blind', ('mlm', 'mim', 'itc')):
-        m = build(parts=f'{part}:1', n_embd=64, itm=1.0)
-        batch = make_batch(m.config)
-        for k in 'patches', 'tokens', 'pad', 'video':
-            batch[k] = batch[k][torch.arange(B) % 8]
-        batch['patches'] = batch['patches'][:, :, :1].expand(-1, -1, 192)
-        optimizers, first = train.configure_optimizers(m), m(batch)[1]
+        first, last = by_heart(f'{part}:1', itm=1.0)
         assert set(first) == set(learned)
-        for _ in range(100):
-            loss, last = m(batch)
-            loss.backward()
-            for optimizer in optimizers:
-                optimizer.step()
-                optimizer.zero_grad()
         for name in set(learned) - {'itm'}:
-            assert last[name] < 0.75 * first[name], (part, name, first[name], last[name])
+            assert last[name] < 0.5 * first[name], (part, name, first[name], last[name])
     plan_positions.cache_clear()
     part_rows.cache_clear()
 
@@ -623,14 +621,15 @@ def test_a_checkpoint_of_another_architecture_is_one_line(checkpoint, tmp_path):
 
 
 @pytest.mark.filterwarnings('ignore')
-@pytest.mark.parametrize('plan', ['every', 'full'])
-def test_one_graph_is_compiled_once(plan):
+@pytest.mark.xdist_group('compiled')
+def test_one_graph_is_compiled_once():
     """No graph break, no recompilation whatever is in a batch, and the same loss as without."""
     import torch._dynamo
     from torch._dynamo.testing import CompileCounter
 
     torch._dynamo.reset()
-    m, counter = build(**PLANS[plan]), CompileCounter()
+    everything = PLANS['full'] | dict(parts=EVERY, n_layer=2, n_unimodal=1)
+    m, counter = build(**everything), CompileCounter()
     compiled = torch.compile(m, backend=counter)
     for seed in range(3):
         assert torch.equal(

@@ -1017,7 +1017,7 @@ WHISPER, DATA = os.environ.get('NANOVLP_WHISPER', ''), os.environ.get('NANOVLP_D
     reason='NANOVLP_WHISPER and NANOVLP_DATA name no weights and videos',
 )
 def test_whisper_hears_what_is_said(tmp_path, request):
-    source = Path(DATA) / 'drawings' / 'drawings_0000.mp4'
+    source = Path(DATA) / 'drawings' / 'drawings_0009.mp4'
     for workers in (1, 2) if request.config.getoption('--slow') else (1,):
         result = run(
             source,
@@ -1037,7 +1037,7 @@ def test_whisper_hears_what_is_said(tmp_path, request):
         for a, t in (('tokens', '<u2'), ('times', '<u4'))
     )
     said, encoding = (
-        json.loads((Path(DATA) / 'drawings' / 'truth' / 'drawings_0000.json').read_text())[
+        json.loads((Path(DATA) / 'drawings' / 'truth' / 'drawings_0009.json').read_text())[
             'segments'
         ],
         gpt2_encoding(),

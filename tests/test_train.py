@@ -441,21 +441,6 @@ def test_what_stops_it_saves_and_the_same_command_goes_on(scenes, unbroken, knob
     assert same_weights(weights(out), weights(unbroken[0]))
 
 
-def test_torchrun_passes_on_what_stops_it(scenes, tmp_path):
-    """SIGTERM to the launcher alone: all ranks leave after the same step, saved."""
-    out = tmp_path / 'run'
-    argv = command(scenes, out, max_iters=100_000, batch_size=16, eval_interval=0)
-    process = start([*LAUNCH, '--nproc_per_node=2', *argv], deaf=True)
-    for line in process.stdout:
-        if line.startswith('iter 4/'):
-            process.send_signal(signal.SIGTERM)
-            break
-    said, err = process.communicate()
-    at = re.search('stopped at iteration (.*); the same command goes on', said)
-    assert at, err
-    assert torch.load(out / 'latest.pt', weights_only=True)['iter_num'] == int(at[1])
-
-
 def test_who_may_be_told_and_how_often(monkeypatch):
     """Ctrl-C that is ignored stays so. A rank may be told twice, by the terminal and by its
     launcher, which is no second Ctrl-C, be it the only rank."""
@@ -542,39 +527,66 @@ def torchrun(n, argv):
     return done.stdout
 
 
-def test_two_ranks_are_one_with_accumulation(scenes, knob, tmp_path):
-    out = torchrun(2, command(scenes, tmp_path / 'two', itc=0.0, max_iters=6, batch_size=16))
-    one = run(
-        knob,
-        scenes,
-        tmp_path / 'one',
-        itc=0.0,
-        max_iters=6,
-        batch_size=16,
-        gradient_accumulation_steps=2,
-    )
-    two = read_log(tmp_path / 'two')
+IN_TURN = """
+import json, os, runpy, sys
+sys.path.insert(0, os.getcwd())
+for sys.argv in json.loads(sys.argv[1]):
+    runpy.run_path(sys.argv[0], run_name='__main__')
+"""
+
+
+@pytest.fixture(scope='session')
+def ranks(scenes, tmp_path_factory):
+    """Three runs of two ranks by one launcher, for it takes long to start; in the last, which has
+    no end, it is told to stop -> their folder, all that was said."""
+    out = tmp_path_factory.mktemp('ranks')
+    (out / 'in_turn.py').write_text(IN_TURN)
+    values = dict(batch_size=16, log_interval=1)
+    runs = [
+        command(scenes, out / 'summed', itc=0.0, max_iters=6, **values),
+        # they meet in validation too: four batches
+        command(scenes, out / 'shared', max_iters=4, muon=False, eval_iters=3, **values),
+        command(scenes, out / 'stopped', max_iters=100_000, eval_interval=0, **values),
+    ]
+    argv = json.dumps(runs, default=str)
+    process = start([*LAUNCH, '--nproc_per_node=2', out / 'in_turn.py', argv], deaf=True)
+    said = ''
+    for line in process.stdout:
+        said += line
+        if line.startswith('iter 4/100000 '):
+            process.send_signal(signal.SIGTERM)
+            break
+    rest, err = process.communicate()
+    assert 'iter 4/100000 ' in said, err
+    return out, said + rest
+
+
+def test_two_ranks_are_one_with_accumulation(scenes, ranks, knob, tmp_path):
+    out, said = ranks
+    values = dict(itc=0.0, max_iters=6, batch_size=16, gradient_accumulation_steps=2)
+    one, two = run(knob, scenes, tmp_path / 'one', **values), read_log(out / 'summed')
     for a, b in zip([x for x in one if 'loss' in x], [x for x in two if 'loss' in x]):
         assert a['loss'] == pytest.approx(b['loss'], rel=1e-6)
-    assert same_weights(weights(tmp_path / 'one'), weights(tmp_path / 'two')), 'to the bit'
-    assert out.count('iter 6/6') == 1, 'one rank speaks'
+    assert same_weights(weights(tmp_path / 'one'), weights(out / 'summed')), 'to the bit'
+    assert said.count('iter 6/6 ') == 1, 'one rank speaks'
 
 
-def test_two_ranks_share_their_candidates(scenes, knob, tmp_path):
-    torchrun(
-        2, command(scenes, tmp_path / 'two', max_iters=4, batch_size=16, muon=False, eval_iters=3)
-    )  # they meet in validation too: four batches
-    one = [
-        x
-        for x in run(knob, scenes, tmp_path / 'one', max_iters=4, batch_size=32, muon=False)
-        if 'loss' in x
-    ]
-    two = [x for x in read_log(tmp_path / 'two') if 'loss' in x]
+def test_two_ranks_share_their_candidates(scenes, ranks, knob, tmp_path):
+    one = run(knob, scenes, tmp_path / 'one', max_iters=4, batch_size=32, muon=False)
+    one, two = ([x for x in log if 'loss' in x] for log in (one, read_log(ranks[0] / 'shared')))
     assert len(one) == len(two) == 4
     for a, b in zip(one, two):  # equal up to rounding, which each step amplifies
         assert all(
             a[k] == pytest.approx(b[k], rel=1e-5) for k in ('loss', 'itc', 'mlm', 'mim')
         ) and a['grad_norm'] == pytest.approx(b['grad_norm'], rel=1e-4)
+
+
+def test_torchrun_passes_on_what_stops_it(ranks):
+    """SIGTERM to the launcher alone: all ranks leave after the same step, saved."""
+    out, said = ranks
+    at = re.search('stopped at iteration (.*); the same command goes on', said)
+    assert at, said
+    assert torch.load(out / 'stopped/latest.pt', weights_only=True)['iter_num'] == int(at[1])
 
 
 @pytest.mark.slow
@@ -712,13 +724,16 @@ def test_overfitting_eight_pairs_goes_to_zero(scenes, knob, tmp_path):
         scenes,
         tmp_path / 'run',
         overfit=8,
-        max_iters=150,
-        eval_interval=150,
-        learning_rate=3e-3,
+        max_iters=120,
+        eval_interval=120,
+        learning_rate=8e-3,
         context_s=0.0,
         keep_hi=1.0,
         keep_lo=0.5,
         n_embd=64,
+        n_layer=2,
+        n_unimodal=1,
+        batch_size=16,
     )
     first, last = (next(x for x in lines if 'val/loss' in x) for lines in (log, log[::-1]))
     assert (
@@ -898,9 +913,11 @@ def test_a_full_disk_costs_lines_of_the_log_not_the_run(
 
 
 @pytest.mark.filterwarnings('ignore')
+@pytest.mark.xdist_group('compiled')
 def test_one_objective_compiles_to_something_differentiable(scenes, knob, tmp_path, capsys):
     """By inductor: the loss and its logged copy are two outputs."""
-    values = dict(parts='clean:1', mlm=0.0, mim=0.0, n_unimodal=3, max_iters=2, eval_interval=0)
+    values = dict(parts='text_only:1', itc=0, mim=0, n_layer=1, n_unimodal=0)
+    values |= dict(max_iters=2, eval_interval=0)
     eager = run(knob, scenes, tmp_path / 'eager', **values)
     compiled = run(knob, scenes, tmp_path / 'compiled', **values, compile=True)
     assert 'torch.compile failed' not in capsys.readouterr().out
@@ -1044,7 +1061,7 @@ def test_a_damaged_set_is_refused(scenes, knob, tmp_path, capsys, damage, words)
 
 
 def test_what_a_model_costs_is_told_without_data(knob, capsys):
-    small = '--n_layer=3', '--n_unimodal=2'  # of the reference setting: test_model.py
+    small = '--n_layer=2', '--n_unimodal=1'  # of the reference setting: test_model.py
     knob(str(ROOT / 'config/bench.py'), *small, dry_run=True, dataset='absent')
     train.main()
     told = re.findall(r'([\d.]+) GFLOP per pair (in all|for \w+)', capsys.readouterr().out)
