@@ -21,7 +21,8 @@ import torch.distributed as dist
 import torch.utils.checkpoint
 
 from configurator import at_least, configure, shares
-from data.arrays import EVAL_SEED, get_batch, open_sets, read_meta, read_tokens, to_device
+from data.arrays import (EVAL_SEED, draw_frames, get_batch, open_sets, read_meta, read_tokens,
+                         to_device)
 from data.tokens import EOT, build_keywords, build_vocab
 from data.weights import load_weights
 from model import OBJECTIVES, VLConfig, VLModel
@@ -322,7 +323,8 @@ class Reader:
     def frames_of(self, it):
         """The frames that step it of all ranks learns from."""
         total = pairs_per_step()
-        return get_batch(self.sets, self.c, it, 0, total, total)['ids'].tolist()
+        drawn = draw_frames(self.sets, it, 0, total, total)
+        return [i for _, _, ids in drawn for i in ids.tolist()]
 
     def next(self):
         while len(self.upcoming) < prefetch:
