@@ -15,7 +15,7 @@ from test_train import opened
 
 
 def test_an_epoch_in_blocks_has_every_frame_once_and_videos_whole(scenes, monkeypatch):
-    monkeypatch.setattr(arrays, 'RUN', 8)
+    monkeypatch.setattr(arrays, 'RUN', 10)
     monkeypatch.setattr(arrays, 'BLOCK', 32)
     (data,), _, _ = opened(scenes)
     n = len(data.usable)

@@ -122,7 +122,7 @@ def test_scenes_are_true_in_every_format(scenes, tasks):
     }
     assert (
         held
-        and len(pictures['val'] | pictures['test']) == 6 * len(held)
+        and len(pictures['val'] | pictures['test']) == 10 * len(held)
         and not pictures['train'] & (pictures['val'] | pictures['test'])
     )
 
