@@ -3,15 +3,16 @@
     python prepare.py talks/ --dataset=talks             files, folders, text files that list them
     python prepare.py "ytsearch50:oil painting" --dataset=oil    searches, channels, playlists, URLs
     python prepare.py --pairs=coco.json --dataset=coco   an image-caption list, into the same arrays
+    python prepare.py --pairs="cc3m/*.tar" --dataset=cc3m    or WebDataset tars, as of img2dataset
     python prepare.py talks/ --dry_run                   how many videos, hours and bytes
     python prepare.py --dataset=talks --check            validate a finished set
 
 What was named is frozen into data/<dataset>/items.jsonl, itself an input: a data set is a recipe
-that can be published. Each video becomes one shard by a pure function, in worker processes; a last
-step joins the shards. Ctrl-C, SIGTERM or a crash loses at most the videos in flight: run the same
-command again. (A script's background is deaf to Ctrl-C, as any program's there; SIGTERM stops it.)
-The arrays are the same, byte for byte, with any number of workers. Inputs given later are added to
-the set.
+that can be published. Each video, or a thousand pairs, becomes one shard by a pure function, in
+worker processes; a last step joins the shards. Ctrl-C, SIGTERM or a crash loses at most what is in
+flight: run the same command again. (A script's background is deaf to Ctrl-C, as any program's
+there; SIGTERM stops it.) The arrays are the same, byte for byte, with any number of workers. Inputs
+given later are added to the set.
 """
 import collections, contextlib, io, json, math, multiprocessing, os
 import shutil, signal, sys, threading, time, types
@@ -22,13 +23,16 @@ from typing import Literal
 import numpy as np
 
 from configurator import at_least, configure, shares
-from data.arrays import CAPTIONS, FORMAT, FRAME_SILENT, patchify
+from data.arrays import FORMAT, patchify
 from data.check import doubts, problems
+from data.packs import (find_packs, is_pack, lines_of, pack_records, places, read_pack,
+                        split_packs, tally, what_is_in)
+from data.pictures import pixel_sums
 from data.report import estimate, table, write_preview
-from data.shards import (Hashed, read_shard, sha256, shard_path, take_down, whole,
-                         write_lines)
+from data.shards import (FRAME, VIDEO, Hashed, read_shard, sha256, shard_path, take_down,
+                         video_records, whole, write_lines)
 from data.sources import PASSING, Bad, check_javascript, fetch, find_items, read_rows
-from data.splits import marks, split_of, uploads
+from data.splits import SPLITS, marks, split_of, uploads
 from data.tokens import EOT, TOKENIZER_SHA256
 from data.video import Decoder, key_frames, reach
 from data.words import load_whisper, read_sidecar, tokenise, transcribe
@@ -38,7 +42,8 @@ dataset = 'mine'                 # the arrays go to <data_dir>/<dataset>
 data_dir = 'data'
 videos: tuple[str, ...] = ()     # files, folders, URLs, ytsearchN:queries, .txt lists of all these,
                                  # items.jsonl; plain arguments do the same
-pairs = ''                       # image-caption list: {"image": path, "caption": text or [texts]}
+pairs = ''                       # image-caption list: {"image": path, "caption": text or [texts]};
+                                 # or .tar files of WebDataset: a folder of them, or "a/*.tar"
 all_files = False                # folders: try every file, whatever its extension
 exclude: tuple[str, ...] = ()    # keys, ids, URLs or .txt lists of them that leave the set for good
 # from the network, by yt-dlp
@@ -80,12 +85,7 @@ dry_run = False                  # only count and estimate
 # what shapes a shard: a set keeps the settings that it was begun with
 EXTRACTION = ('image_size patch_size min_gap_s max_gap_s same_bits again_bits same_level '
               'text whisper_model language keep_silent').split()
-SPLITS = 'train', 'val', 'test'
-FRAME = np.dtype([('video', 'u4'), ('t_ms', 'u4'), ('t_end_ms', 'u4'), ('token', 'u8'),
-                  ('flags', 'u2')])
-VIDEO = np.dtype([('token_start', 'u8'), ('token_end', 'u8'), ('frame_start', 'u8'),
-                  ('frame_end', 'u8'), ('duration_ms', 'u4'), ('row', 'u4'), ('flags', 'u2')])
-VIDEO_TRUNCATED = 2              # videos.flags, beside CAPTIONS
+VIDEO_TRUNCATED = 2              # videos.flags, beside arrays.CAPTIONS
 VIDEO_STATIC = 4
 
 # ----------------------------------------------------------------------------------------------
@@ -100,12 +100,12 @@ def process(item, cfg):
     """An item -> its shard, whole or not at all, and its row. Pure: depends on nothing else."""
     count = collections.Counter()
     began = time.perf_counter()
-    row = {k: v for k, v in item.items() if k not in ('captions', 'sidecar', 'media')}
+    row = {k: v for k, v in item.items() if k not in ('pairs', 'sidecar', 'media')}
     path = shard_path(cfg.root / 'shards', item['key'])
-    set_alarm(cfg.timeout_s)
+    set_alarm(cfg.timeout_s + (item['bytes'] / 1e6 if is_pack(item) else 0))
     try:
         with whole(path) as out:
-            read = read_image if 'captions' in item else read_video
+            read = read_pack if is_pack(item) else read_video
             index, about = read(item, cfg, count, out)
             size = out.tell()
             row |= about | dict(status='ok', cause='', counts=dict(+count),
@@ -128,7 +128,7 @@ def process(item, cfg):
 def failed(root, row, cause, message):
     """Record why an item gives no shard."""
     row = row | dict(status='failed', cause=cause, message=message)
-    row.pop('captions', None)
+    row.pop('pairs', None)
     write_lines(shard_path(root / 'shards', row['key'], '.err.json'), [json.dumps(row)])
     return row
 
@@ -143,22 +143,10 @@ def take_frames(found, cfg, out):
         if picture is not None:
             frames.append([t_ms, 0, flags])
             hashes.append(bits)
-            wide = picture.astype(np.int64)
-            pixels += [wide.sum((0, 1)), (wide ** 2).sum((0, 1))]
+            pixels += pixel_sums(picture)
             out.write(patchify(picture[None], cfg.patch_size).tobytes())
     frames = np.array(frames, np.uint32).reshape(-1, 3)
     return dict(frames=frames, hashes=np.array(hashes, np.uint8), pixels=pixels)
-
-def read_image(item, cfg, count, out):
-    """One image with its captions, each closed by <|endoftext|>: a video without duration."""
-    from data.pictures import middle_square, read_picture
-    picture = middle_square(read_picture(item['source'], cfg.image_size), cfg.image_size)
-    index = take_frames([(0, 0, [], picture)], cfg, out)
-    count['frames_seen'] = count['frames_kept'] = 1
-    captions = [' '.join(caption.split()) for caption in item['captions']]
-    tokens = np.concatenate([tokenise([(0, 0, caption)], 0)[0] for caption in captions])
-    index |= dict(tokens=tokens, times=np.zeros(len(tokens), np.uint32))
-    return index, dict(duration=0.0, flags=CAPTIONS, words_from='captions')
 
 def read_video(item, cfg, count, out):
     """The key frames of a video and the words spoken over them."""
@@ -269,7 +257,7 @@ def ended(running, cfg):
 def process_all(items, cfg, bar):
     """`process` over items -> (rows, whether a site told us to stop). What is on the network is
     fetched here, one after the other, while the workers are busy."""
-    rows = []
+    rows, pictured = [], 0
     said = collections.deque(maxlen=3)             # by the site, of late
     idle = [new_pool() for _ in range(cfg.workers)]
     running = {}
@@ -278,7 +266,12 @@ def process_all(items, cfg, bar):
         rows.append(row)
         if row.get('message'):
             bar.write(f"skipped ({row['cause'] or 'captions'}): {row['message']}")
-        bar.set_postfix_str(f'{len(rows)}/{len(items)} videos', refresh=False)
+        what = 'videos'
+        if is_pack(item):
+            nonlocal pictured
+            pictured += row.get('n_frames', 0)
+            what = f'packs, {pictured} pairs'
+        bar.set_postfix_str(f'{len(rows)}/{len(items)} {what}', refresh=False)
         bar.update(weight(item))
 
     def wait():
@@ -313,38 +306,38 @@ def process_all(items, cfg, bar):
 def finalise(root, items, refused, cfg):
     """Join the shards of all items -> (meta, rows {key: row}). The same shards give the same bytes,
     in whatever order they were made; one is in memory at a time."""
-    rows, pictures, words = collect(root, items, refused)
+    rows, pictures, words, packs = collect(root, items, refused)
     group = uploads(pictures, words)
-    meta, split = plan(rows, group, items, cfg)
+    meta, split, codes = plan(rows, group, packs, cfg)
+    for key, pack in packs.items():
+        rows[key]['pictures'] = tally(pack, codes[key])
     old, had = finished(root)
     if old.items() >= meta.items():
         return old, rows
-    if lost := had & rows.keys() - split.keys():
+    if lost := had & rows.keys() - split.keys() - packs.keys():
         sys.exit(f'error: {len(lost)} videos of the finished set have no shard any more; it stays '
                  'as it is. Prepare a further set beside it and train on both (--dataset=a,b), or '
                  'make them again: delete meta.json and run the same command')
 
     (root / 'meta.json').unlink(missing_ok=True)
     meta |= dict(hours=0.0, counts={}, arrays={}, reuploads=sum(k != g for k, g in group.items()))
-    keys = {name: [k for k in sorted(split) if split[k] == name] for name in SPLITS}
-    pixels = [write_split(root, name, keys[name], rows, meta) for name in SPLITS]
+    place = places(rows, packs)
+    pixels = [write_split(root, name, rows, split, codes, place, meta) for name in SPLITS]
     meta |= statistics(pixels[0], meta['counts']['train']['frames'] * cfg.image_size ** 2)
 
     # all at once; meta.json last: it exists = the set is complete
     for name in meta['arrays']:
         os.replace(root / f'{name}.part', root / name)
-    keep = ('key source title url duration split status cause message words_from n_frames n_tokens '
-            'counts license channel_id upload_date language').split()
-    lines = [{k: rows[key][k] for k in keep if k in rows[key]} for key in sorted(rows)]
-    write_lines(root / 'videos.jsonl', map(json.dumps, lines))
+    write_lines(root / 'videos.jsonl', lines_of(root, rows, place, codes))
     with whole(root / 'meta.json') as f:
         f.write(json.dumps(meta, indent=1).encode())
     return meta, rows
 
 def collect(root, items, refused):
-    """-> rows {key: row of videos.jsonl}; of the shards {key: marks}, of pictures and of words."""
+    """-> rows {key: row of videos.jsonl}; of the shards {key: marks}, of pictures and of words; of
+    packs {key: what is in them}, in order."""
     rows = {r['key']: r | dict(status='failed', counts={}) for r in refused}
-    pictures, words = {}, {}
+    pictures, words, packs = {}, {}, {}
     for item in sorted(items, key=lambda i: i['key']):
         key = item['key']
         path = shard_path(root / 'shards', key)
@@ -359,33 +352,40 @@ def collect(root, items, refused):
                 sys.exit(f'error: {path} was damaged ({e}) and is removed; '
                          'run the same command again to make it anew')
             rows[key] = index['row']
-            pictures[key], words[key] = marks(index)
+            if is_pack(item):
+                packs[key] = what_is_in(index)
+            else:
+                pictures[key], words[key] = marks(index)
         elif error.exists():
             rows[key] = json.loads(error.read_text())
-    return rows, pictures, words
+    return rows, pictures, words, packs
 
-def plan(rows, group, items, cfg):
-    """-> what meta.json says before the arrays are made, {key: split}. Re-uploads follow the first
-    of their group; an image-caption list may give a split."""
-    small = .1 if len(group) < 2000 else .01
+def plan(rows, group, packs, cfg):
+    """-> what meta.json says before the arrays are made; {key: split} of videos, re-uploads like
+    the first of their group; of packs {key: the number of each picture's split}."""
+    n = len(group) + sum(len(pack['ids']) for pack in packs.values())
+    small = .1 if n < 2000 else .01
     val, test = (small if f is None else f for f in (cfg.val_fraction, cfg.test_fraction))
-    given = {i['key']: i['split'] for i in items if i.get('split')}
-    split = split_of(set(group.values()) - given.keys(), val, test) | given
-    split = {key: given.get(key) or split[first] for key, first in group.items()}
+    split = split_of(set(group.values()), val, test)
+    split = {key: split[first] for key, first in group.items()}
+    codes = split_packs(packs, val, test, set(split.values()))
     rule = f'sha256 of the key, by video: val {val:g}, test {test:g}; re-uploads together'
     recipe = json.dumps([sorted(split.items()), sorted(rows)])
+    recipe += ''.join(codes[key].tobytes().hex() for key in codes)
+    given = any((pack['given'] >= 0).any() for pack in packs.values())
     return dict(
         format=FORMAT, image_size=cfg.image_size, patch_size=cfg.patch_size, tokenizer='gpt2',
         tokenizer_sha256=TOKENIZER_SHA256, special_ids={'<|endoftext|>': EOT},
         split_rule=rule + ('; or as the list says' if given else ''), config=extraction(cfg),
-        keys_sha256=sha256(recipe)), split
+        keys_sha256=sha256(recipe)), split, codes
 
 def finished(root):
-    """-> meta.json if its arrays are whole, else {}; the keys of the videos in it."""
+    """-> meta.json if its arrays are whole, else {}; the keys of the videos and packs in it."""
     try:
         meta = json.loads((root / 'meta.json').read_text())
         with open(root / 'videos.jsonl', encoding='utf-8') as f:
-            keys = {r['key'] for r in map(json.loads, f) if r['status'] == 'ok'}
+            rows = map(json.loads, f)
+            keys = {r.get('pack', r['key']) for r in rows if r['status'] == 'ok'}
     except (OSError, ValueError):
         return {}, set()
     for name, about in meta['arrays'].items():
@@ -393,35 +393,40 @@ def finished(root):
             return {}, keys
     return meta, keys
 
-def write_split(root, name, keys, rows, meta):
+def chosen(name, rows, split, codes):
+    """-> {key: which frames of its shard are in a split}, in order; those with none left out."""
+    mine = {key: np.arange(rows[key]['n_frames']) for key in sorted(split) if split[key] == name}
+    mine |= {key: np.flatnonzero(code == SPLITS.index(name)) for key, code in codes.items()}
+    return {key: some for key, some in mine.items() if len(some)}
+
+def write_split(root, name, rows, split, codes, place, meta):
     """The shards of one split, end to end, to NAME_*.part; adds to meta -> sums of the pixels and
     of their squares (2, 3), as Python's integers: exact."""
+    mine = chosen(name, rows, split, codes)
     kinds = 'patches.bin', 'tokens.bin', 'times.bin', 'frames.npy', 'videos.npy'
     out = {kind: Hashed(root / f'{name}_{kind}.part') for kind in kinds}
-    n = sum(rows[key]['n_frames'] for key in keys)
-    header = dict(descr=FRAME.descr, fortran_order=False, shape=(n,))
+    header = dict(descr=FRAME.descr, fortran_order=False, shape=(sum(map(len, mine.values())),))
     np.lib.format.write_array_header_1_0(out['frames.npy'], header)
-    order = {key: i for i, key in enumerate(sorted(rows))}
-    records = np.zeros(len(keys), VIDEO)
-    pixels = np.zeros((2, 3), object)
-    t = f = 0
-    for v, key in enumerate(keys):
+    counts = meta['counts'][name] = dict(videos=0, frames=0, tokens=0)
+    table, pixels = [np.zeros(0, VIDEO)], np.zeros((2, 3), object)
+    for key, some in mine.items():
         path = shard_path(root / 'shards', key)
         index, size = read_shard(path)
-        row = index['row']
-        records[v] = (t, t + row['n_tokens'], f, f + row['n_frames'],
-                      round(row['duration'] * 1000), order[key], row['flags'])
-        out['patches.bin'].write(np.memmap(path, mode='r', shape=size))
-        out['tokens.bin'].write(index['tokens'])
-        out['times.bin'].write(index['times'])
-        out['frames.npy'].write(frame_records(index, v, t).tobytes())
-        t += row['n_tokens']
-        f += row['n_frames']
+        records = pack_records if key in codes else video_records
+        new = records(index, some, *counts.values(), place[key])
+        stored = np.memmap(path, mode='r', shape=size).reshape(len(index['frames']), -1)
+        for few in np.array_split(some, len(some) // 256 + 1):         # memory stays flat
+            out['patches.bin'].write(stored[few])
+        for kind in 'tokens', 'times':
+            out[f'{kind}.bin'].write(new[kind])
+        out['frames.npy'].write(new['frames'].tobytes())
+        table.append(new['videos'])
+        for what in counts:
+            counts[what] += len(new[what])
+        pixels = pixels + new['pixels']
         rows[key]['split'] = name
-        meta['hours'] += row['duration'] / 3600
-        pixels = pixels + index['pixels']
-    np.save(out['videos.npy'], records)
-    meta['counts'][name] = dict(videos=len(keys), frames=f, tokens=t)
+        meta['hours'] += rows[key]['duration'] / 3600
+    np.save(out['videos.npy'], np.concatenate(table))
     meta['arrays'] |= {f'{name}_{kind}': file.close() for kind, file in out.items()}
     return pixels
 
@@ -431,22 +436,6 @@ def statistics(pixels, n):
     mean = sums / 255
     variance = np.maximum(squares / 255 ** 2 - mean ** 2, 0)
     return dict(pixel_mean=list(mean), pixel_std=list(map(math.sqrt, variance)))
-
-def frame_records(index, video, start):
-    """The frames (n,) of a video whose tokens begin at `start`. A frame points at the first token
-    after its middle."""
-    frames = np.zeros(len(index['frames']), FRAME)
-    frames['video'] = video
-    frames['t_ms'], frames['t_end_ms'], frames['flags'] = index['frames'].T
-    shown = index['frames'][:, :2].astype(np.int64)
-    ends = np.flatnonzero(index['tokens'] == EOT)
-    captions = index['row']['flags'] & CAPTIONS
-    token = np.searchsorted(index['times'], shown.sum(1) // 2)
-    frames['token'] = start + np.minimum(token, ends[0] if captions else ends[-1])
-    first, after = np.searchsorted(index['times'][:-1], shown.T)
-    if not captions:
-        frames['flags'][first >= after] |= FRAME_SILENT
-    return frames
 
 # ----------------------------------------------------------------------------------------------
 
@@ -469,7 +458,7 @@ def main(config):
         if cfg.dry_run:
             return estimate(items, cfg)
         begin(root, old, cfg)
-        items = take_down(root, items, cfg.exclude)
+        items, cfg.excluded = take_down(root, items, cfg.exclude)
         known = root / 'items.jsonl'
         if cfg.rank == 0:
             write_lines(known, map(json.dumps, sorted(items, key=lambda i: i['key'])))
@@ -511,7 +500,14 @@ def named(cfg):
     """-> the items of former runs and of this one, rows of what is none."""
     known = cfg.root / 'items.jsonl'
     former = read_rows(known) if known.exists() and not cfg.overwrite else []
-    items, refused = find_items(cfg.videos, cfg.pairs, cfg, former, online=cfg.rank == 0)
+    items, refused = find_items(cfg.videos, cfg, former, online=cfg.rank == 0)
+    if cfg.pairs:
+        packs, left = find_packs(cfg.pairs)
+        items += packs
+        refused += left
+    if any('captions' in item for item in former):
+        sys.exit(f'error: {known} is of an earlier version, which had an item per picture; '
+                 'prepare the image-caption list anew: --pairs=<list> --overwrite')
     items = {i['key']: i for i in former + items}
     if not items:
         print(*(f"{r['cause']}: {r['message']}" for r in refused), sep='\n')
@@ -559,7 +555,7 @@ def set_up(todo, cfg):
     if any(i['key'].startswith('youtube:') for i in todo):
         check_javascript()
     most = os.cpu_count() or 1
-    spoken = [i for i in todo if 'captions' not in i
+    spoken = [i for i in todo if not is_pack(i)
               and (cfg.text == 'whisper' or not i.get('sidecar'))]
     if spoken and cfg.text != 'sidecar':
         if load_whisper(cfg.whisper_model, cfg.device).device.type == 'cuda':
@@ -573,7 +569,8 @@ def run(items, refused, cfg):
     root = cfg.root
     todo = to_do(items, cfg)
     set_up(todo, cfg)
-    print(f'{root}: {len(todo)} of {len(items)} videos to do with {cfg.workers} workers')
+    what = 'packs of pictures' if all(map(is_pack, items)) else 'videos'
+    print(f'{root}: {len(todo)} of {len(items)} {what} to do with {cfg.workers} workers')
     began = time.monotonic()
     with tqdm(total=sum(map(weight, todo)), unit='B', unit_scale=True, disable=not todo) as bar:
         for row in refused:

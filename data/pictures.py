@@ -14,18 +14,22 @@ GAP = 8
 TOP = 30
 
 def read_picture(path, size=0):
-    """-> PIL RGB, as `plain` makes it, or Bad. size: of what it will be cut to, for a JPEG can be
-    decoded at a fraction of its own."""
+    """A path or an open file -> PIL RGB, as `plain` makes it, or Bad. size: of what it will be cut
+    to, for a JPEG can be decoded at a fraction of its own."""
     try:
         with Image.open(path) as picture:
             if size:
                 picture.draft('RGB', (size * 2, size * 2))
             return plain(picture)
     except Exception as e:                         # each format raises its own
-        raise Bad('not_media', f'{path} cannot be read as a picture ({e})') from None
+        name = path if isinstance(path, str | Path) else 'it'
+        why = str(e).replace(repr(path), 'it')     # of an open file an address
+        raise Bad('not_media', f'{name} cannot be read as a picture ({why})') from None
 
 def plain(picture):
     """A PIL picture -> RGB, as people see it: upright, all of its range, on white."""
+    if type(picture) is Image.Image and picture.mode == 'RGB' and not picture.info:
+        return picture                             # it is, or it is of no file
     picture.load()
     with contextlib.suppress(Exception):           # EXIF that cannot be read: as it is stored
         picture = picture.transpose(TURNS[picture.getexif()[0x112]])
@@ -66,6 +70,11 @@ def open_pictures(where):
 def middle_square(picture, size):
     """A PIL picture -> its middle square, (size, size, 3) uint8."""
     return np.asarray(ImageOps.fit(plain(picture), (size, size), Image.Resampling.BOX))
+
+def pixel_sums(picture):
+    """(H, W, 3) uint8 -> sums of the pixels and of their squares (2, 3), by way of a histogram."""
+    counts = np.array(Image.fromarray(picture).histogram()).reshape(3, 256)
+    return np.stack([np.arange(256), np.arange(256) ** 2]) @ counts.T
 
 def as_picture(patches, p):
     """Patches (N, p * p * 3), a tensor of uint8 or of floats in [0, 1] -> (H, W, 3) in [0, 1]."""

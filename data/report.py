@@ -5,22 +5,25 @@ from pathlib import Path
 import numpy as np
 
 from data.arrays import Frames, read_meta, unpatchify
+from data.packs import is_pack, size_of
 from data.sources import Bad, read_rows
 from data.video import Decoder
 
 def table(rows, seconds=0):
     """Rows of videos.jsonl, and how long they took -> lines of text."""
     ok = [r for r in rows if r['status'] == 'ok']
-    causes = collections.Counter(r['cause'] or 'ok' for r in rows)
+    causes = collections.Counter()
+    for row in rows:                               # of a pack: what became of its pictures
+        causes.update(row.get('pictures') or [row['cause'] or 'ok'])
     listed = ', '.join(f'{n} {what}' for what, n in sorted(causes.items()))
-    length = sum(r['duration'] for r in ok)
+    length = sum(r.get('duration', 0) for r in ok)
     speed = f' at {length / seconds:.0f} x real time' if seconds else ''
     lines = [f'  videos  {listed}', f'  length  {length / 3600:.2f} h{speed}',
              f"  tokens  {sum(r['n_tokens'] for r in ok)}"]
 
     # what was taken and left out inside them
-    for what in sorted({what for r in ok for what in r['counts']}):
-        each = [r['counts'].get(what, 0) for r in ok]
+    for what in sorted({what for r in ok for what in r.get('counts', ())}):
+        each = [r.get('counts', {}).get(what, 0) for r in ok]
         of = sum(n > 0 for n in each)
         lines.append(f"{sum(each):10} {what.replace('_', ' ')}, in {of} of {len(ok)} videos")
     return '\n'.join(lines)
@@ -65,19 +68,20 @@ def card(data, i, rows):
 
 def estimate(items, cfg):
     """--dry_run: open each file, decode and download nothing, say what a run would take."""
-    hours = online = images = broken = 0
+    hours = online = packs = images = broken = 0
     for item in items:
         try:
             if item['url']:                        # ten minutes where a site does not say
                 online += 1
                 hours += (item.get('duration') or 600) / 3600
-            elif 'captions' in item:
-                images += 1
+            elif is_pack(item):
+                packs += 1
+                images += size_of(item)
             else:
                 hours += Decoder(item['source']).duration / 3600
         except Bad as e:
             broken += 1
             print(f'  cannot be read ({e.cause}): {e}')
     size = (images + 400 * hours) * 3 * cfg.image_size ** 2 / 1e6      # 400 frames an hour stay
-    print(f'{len(items) - images} videos ({online} to download, {broken} unreadable), {hours:.2f} '
+    print(f'{len(items) - packs} videos ({online} to download, {broken} unreadable), {hours:.2f} '
           f'hours, {images} images: about {size:.0f} MB of arrays, and as much of shards')

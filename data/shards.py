@@ -7,7 +7,13 @@ from pathlib import Path
 
 import numpy as np
 
+from data.arrays import FRAME_SILENT
 from data.sources import read_names
+
+FRAME = np.dtype([('video', 'u4'), ('t_ms', 'u4'), ('t_end_ms', 'u4'), ('token', 'u8'),
+                  ('flags', 'u2')])
+VIDEO = np.dtype([('token_start', 'u8'), ('token_end', 'u8'), ('frame_start', 'u8'),
+                  ('frame_end', 'u8'), ('duration_ms', 'u4'), ('row', 'u4'), ('flags', 'u2')])
 
 def sha256(key):
     return hashlib.sha256(key.encode(errors='backslashreplace')).hexdigest()
@@ -44,6 +50,23 @@ def write_lines(path, lines):
     with whole(path) as f:
         f.writelines(f'{line}\n'.encode(errors='surrogateescape') for line in lines)
 
+def video_records(index, some, video, frame, token, row):
+    """A video, counted from `video`, `frame` and `token` -> records of frames.npy and videos.npy,
+    tokens, times, pixels. A frame points at the first token after its middle."""
+    frames = np.zeros(len(some), FRAME)
+    frames['video'] = video
+    frames['t_ms'], frames['t_end_ms'], frames['flags'] = index['frames'].T
+    shown = index['frames'][:, :2].astype(np.int64)
+    tokens, times, about = index['tokens'], index['times'], index['row']
+    middle = np.searchsorted(times, shown.sum(1) // 2)
+    frames['token'] = token + np.minimum(middle, len(tokens) - 1)
+    first, after = np.searchsorted(times[:-1], shown.T)
+    frames['flags'][first >= after] |= FRAME_SILENT
+    videos = np.zeros(1, VIDEO)
+    videos[0] = (token, token + len(tokens), frame, frame + len(some),
+                 round(about['duration'] * 1000), row, about['flags'])
+    return dict(frames=frames, videos=videos, tokens=tokens, times=times, pixels=index['pixels'])
+
 class Hashed:
     """A file that is written from its start to its end, and its sha256 on the way."""
     def __init__(self, path):
@@ -63,17 +86,24 @@ class Hashed:
         return dict(sha256=self.digest.hexdigest(), bytes=size)
 
 def take_down(root, items, names):
-    """--exclude: shards, words and media of these go, the keys are remembered -> what stays."""
+    """--exclude: shards, words and media of these go, the keys are remembered -> what stays, all
+    that was ever excluded."""
     memory = root / 'excluded.txt'
     gone = read_names(memory) if memory.exists() else []
     for name in names:
         gone += read_names(name) if name.endswith('.txt') else [name]
     gone = {line.strip() for line in gone} - {''}
     for i in items:
+        # a pack that has one of them is made anew without
+        path = shard_path(root / 'shards', i['key'])
+        if names and path.exists() and 'about' in (index := read_shard(path)[0]):
+            rows = map(json.loads, index['about'].tobytes().decode().splitlines())
+            if any(gone & {row['key'], row['source']} for row in rows):
+                path.unlink()
         if gone & {i['key'], i['key'].split(':', 1)[1], i['url'], i['source']}:
             gone.add(i['key'])                     # it stays out under any name
             for path in root.glob(f"*/*/{shard_path(root, i['key'], '').name}*"):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
     if gone:
         write_lines(memory, sorted(gone))
-    return [i for i in items if i['key'] not in gone]
+    return [i for i in items if i['key'] not in gone], gone

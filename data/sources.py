@@ -1,7 +1,7 @@
-"""What was named -> videos: files, folders, lists, image-caption lists; the network, by yt-dlp.
+"""What was named -> videos: files, folders, lists; the network, by yt-dlp.
 
-A video or picture is an item: a dict with its key (a site's id, or a hash of the content: not the
-name), source, title and url, and what else is known of it: bytes, sidecar, captions, duration.
+A video is an item: a dict with its key (a site's id, or a hash of the content: not the
+name), source, title and url, and what else is known of it: bytes, sidecar, duration.
 """
 import collections, functools, hashlib, json, os, re, sys, unicodedata
 from pathlib import Path
@@ -23,7 +23,7 @@ class Bad(ValueError):
         super().__init__(message)
         self.cause = cause
 
-def find_items(inputs, pairs, cfg, known, online=True):
+def find_items(inputs, cfg, known, online=True):
     """-> items, and rows of videos.jsonl for what is none. `known`: the items of former runs; what
     they came from on the network is not asked for again, nor anything if not `online`."""
     named = [found for name in inputs for found in expand(name, cfg.all_files)]
@@ -47,8 +47,6 @@ def find_items(inputs, pairs, cfg, known, online=True):
                 raise Bad('duplicate', f"{path}: the same file as {first['source']}")
         except Bad as e:
             refused.append(row | dict(cause=e.cause, message=str(e)))
-    if pairs:
-        refused += find_pairs(pairs, items)
     return list(items.values()), refused
 
 def expand(name, all_files, folder=Path(), within=()):
@@ -179,43 +177,6 @@ def speaks(code, wanted):
     from yt_dlp.utils import ISO639Utils
     code = (code or 'und').split('-')[0].lower()
     return code in (wanted, ISO639Utils.short2long(wanted), ENGLISH.get(wanted))
-
-def find_pairs(name, items):
-    """Add the pictures of an image-caption list to items -> rows of the entries that are none."""
-    refused = []
-    for n, entry in enumerate(read_rows(name)):
-        entry = entry if isinstance(entry, dict) else {}
-        path = Path(name).parent / str(entry.get('image'))
-        row = dict(key=f'pair:{n}', source=str(path), title=path.stem, url='')
-        try:
-            captions = read_pair(entry, path)
-        except Bad as e:
-            refused.append(row | dict(cause=e.cause, message=f'{name}, entry {n}: {e}'))
-            continue
-        row |= dict(key=content_key(path), bytes=path.stat().st_size, captions=[])
-        if entry.get('split'):
-            row['split'] = entry['split']
-
-        # COCO lists a picture once per caption
-        have = items.setdefault(row['key'], row).setdefault('captions', [])
-        have += [c for c in dict.fromkeys(captions) if c not in have]
-    return refused
-
-def read_pair(entry, path):
-    """One entry of an image-caption list, whose picture should be at path -> its captions."""
-    needs = ('needs {"image": path, "caption": text or [texts]}, '
-             'and if there is a "split", train, val or test')
-    split = entry.get('split')
-    if not isinstance(entry.get('image'), str) or split not in (None, 'train', 'val', 'test'):
-        raise Bad('bad_row', needs)
-    captions = entry.get('caption')
-    captions = captions if isinstance(captions, list) else [captions]
-    captions = [c for c in captions if isinstance(c, str) and c.strip()]
-    if not captions:
-        raise Bad('no_text', needs)
-    if not os.path.isfile(path) or not os.access(path, os.R_OK):
-        raise Bad('not_found', f'{path}: no such file, or not readable')
-    return captions
 
 # ----------------------------------------------------------------------------------------------
 # the network: yt-dlp's Python API, one request at a time; no merging, so no ffmpeg program

@@ -3,6 +3,8 @@ import collections, zlib
 
 from data.shards import sha256
 
+SPLITS = 'train', 'val', 'test'
+
 def split_of(keys, val_share, test_share):
     """{key: split} by a hash of each key: nobody moves when a video is added, but from val and test
     to train as a set reaches 2,000, of which smaller shares do. A small set lends val and test one

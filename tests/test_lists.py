@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw
 import prepare
 from data import sources
 from data.check import doubts, problems
+from data.packs import find_packs
 from data.pictures import middle_square, read_picture
 from data.report import table, write_preview
 from data.video import Decoder
@@ -107,8 +108,8 @@ def test_a_picture_that_fails_while_it_is_read_is_told(tmp_path):
 # --- names, folders, lists ------------------------------------------------------------------------
 
 
-def found_in(*names, pairs='', **more):
-    return sources.find_items(list(map(str, names)), str(pairs), settings(**more), [])
+def found_in(*names, **more):
+    return sources.find_items(list(map(str, names)), settings(**more), [])
 
 
 def test_names_that_are_no_text_are_names(tmp_path):
@@ -151,14 +152,14 @@ def test_titles_and_pairs_with_half_an_emoji(tmp_path):
         dict(image='a\0.png', caption='x'),
     ]
     (tmp_path / 'pairs.json').write_text(json.dumps(rows))
-    (item,), refused = found_in(pairs=tmp_path / 'pairs.json')
-    assert [r['cause'] for r in refused] == ['not_found', 'not_found']
+    (item,), refused = find_packs(str(tmp_path / 'pairs.json'))
     cfg = settings(root=tmp_path / 'set', timeout_s=60)
-    row = prepare.process(item | dict(title='a \ud83d title'), cfg)
-    assert row['status'] == 'ok'
-    prepare.finalise(cfg.root, [item], refused, cfg)
+    row = prepare.process(item, cfg)
+    assert row['status'] == 'ok' and not refused
+    _, rows = prepare.finalise(cfg.root, [item], refused, cfg)
+    assert rows[item['key']]['pictures'] == dict(ok=1, not_found=2)
     write_preview(cfg.root)
-    assert r'\ud83d' in (cfg.root / 'preview.html').read_text(encoding='utf-8')
+    assert r'\udc4d' in (cfg.root / 'preview.html').read_text(encoding='utf-8')
     assert not problems(cfg.root)
 
 
@@ -301,7 +302,7 @@ def test_an_image_caption_list_has_no_times_to_be_wrong_in(tmp_path):
         Image.fromarray(np.full((32, 32, 3), 60 + n, np.uint8)).save(tmp_path / f'{n}.png')
     rows = [dict(image=f'{n}.png', caption=['a b c d e f ' * 4] * 2) for n in range(3)]
     (tmp_path / 'pairs.jsonl').write_text('\n'.join(map(json.dumps, rows)))
-    items, _ = found_in(pairs=tmp_path / 'pairs.jsonl')
+    items, _ = find_packs(str(tmp_path / 'pairs.jsonl'))
     cfg = settings(root=tmp_path / 'set', timeout_s=60)
     for item in items:
         prepare.process(item, cfg)

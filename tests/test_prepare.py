@@ -12,6 +12,7 @@ import configurator
 import prepare
 from data.check import problems
 from data import sources
+from data.packs import find_packs, pair_of, samples
 from data.splits import marks, split_of
 from data.tokens import gpt2_encoding
 from data.video import Decoder, FRAME_SEEKED, key_frames
@@ -99,7 +100,7 @@ def args(tmp_path, *more, dataset='set'):
 def settings(**more):
     """The defaults of every knob but the sizes of the pictures."""
     knobs = {k: getattr(prepare, k) for k in configurator.knobs(vars(prepare))}
-    return types.SimpleNamespace(**knobs | dict(image_size=32, patch_size=8) | more)
+    return types.SimpleNamespace(**knobs | dict(image_size=32, patch_size=8, excluded=set()) | more)
 
 
 def hashes(folder):
@@ -716,22 +717,16 @@ def test_lists_of_nonsense(tmp_path):
         sources.find_online = lambda name, cfg: asked.append(name) or []
         items, refused = sources.find_items(
             [str(tmp_path / 'list.txt')],
-            str(tmp_path / 'pairs.json'),
             types.SimpleNamespace(all_files=False, language='en'),
             [],
         )
     finally:
         sources.find_online = found
-    assert asked == ['https://x.org/watch', 'ytsearch5:C# tutorial'] and [
-        i['captions'] for i in items
-    ] == [['x']]
-    assert sorted(r['cause'] for r in refused) == [
-        'bad_row',
-        'no_text',
-        'not_found',
-        'not_found',
-        'not_found',
-    ]
+    assert asked == ['https://x.org/watch', 'ytsearch5:C# tutorial'] and not items
+    assert sorted(r['cause'] for r in refused) == ['not_found', 'not_found']
+    (pack,), refused = find_packs(str(tmp_path / 'pairs.json'))
+    assert sorted(r['cause'] for r in refused) == ['bad_row', 'no_text']
+    assert [pair_of(parts)[1] for _, _, parts in samples(pack) if os.path.isfile(parts['image'])]
 
 
 def test_a_list_that_is_no_recipe_is_one_line(tmp_path):
