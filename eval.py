@@ -27,6 +27,7 @@ from runs.caption import as_text
 from runs.machine import open_device
 from runs.paint import to_pixels
 from runs.table import compare, tell
+from runs.unlearned import unlearned
 
 run = 'out/run'                  # a folder of train.py
 checkpoint: Literal['best', 'latest'] = 'best'
@@ -155,6 +156,9 @@ def retrieval(model, data, pairs, k):
         return dict(skipped='the run has no itc, itm or amm_text to retrieve by')
     kept = keep(model, data, pairs, k, told or matched, matched)
     out = protocol(data, pairs, kept, k)
+    if alike := unlearned(data, pairs[0], kept):
+        for way in ('i2t', 't2i'):
+            out[f'unlearned_{way}_r1'] = by_contrast(alike, way, 1)[0][f'{way}_r1']
     if told:
         found, rank, top = whole('likelihood', likelihood, model, kept, MATRIX, k.batch_size)
         out |= found

@@ -4,8 +4,10 @@ import io
 import json
 import random
 import tarfile
+from types import SimpleNamespace
 import numpy as np
 import pytest
+import torch
 import prepare
 from PIL import Image
 from data import packs
@@ -15,6 +17,7 @@ from data.packs import find_packs, split_packs
 from data.pictures import middle_square, read_picture
 from data.report import estimate
 from data.shards import shard_path
+from runs.unlearned import unlearned
 from test_prepare import args, hashes, rows_of, run, settings
 
 
@@ -159,6 +162,30 @@ def test_splits_are_given_or_by_the_hash_of_the_picture(tmp_path):
     assert sorted(split_packs(dict(x=few), 0.01, 0.01, set())['x']) == [0, 1, 2], 'lent one each'
     again = dict(x=few, y=dict(ids=ids[1:4], given=made['given'][:3]))
     assert list(split_packs(again, 0.0, 0.0, set())['y']) == [-1, -1, 0], 'the first one stays'
+
+
+def test_without_learning_a_picture_finds_the_words_of_those_that_look_like_it(tmp_path):
+    nouns = 'apple boat cat dog egg fish goat house ink jar kite lamp moon nail owl pen'.split()
+    rows = []
+    for n, noun in enumerate(nouns):
+        for split, blur in (('train', 24), ('train', 40), ('test', 32)):
+            small = picture(n).resize((blur, blur), Image.Resampling.BILINEAR)
+            small.save(tmp_path / f'{noun}-{split}-{blur}.png')
+            said = f'a {noun} of size {blur} in a {split}'
+            rows.append(dict(image=f'{noun}-{split}-{blur}.png', caption=said, split=split))
+    (tmp_path / 'list.json').write_text(json.dumps(rows))
+    join(tmp_path / 'set', find_packs(str(tmp_path / 'list.json'))[0])
+    data = Frames(tmp_path / 'set', 'test')
+    ids, *spans = data.pairs(100)
+    texts = SimpleNamespace(start=spans[0], length=spans[1], owner=None)
+    z = unlearned(data, ids, texts)
+    assert len(ids) == 16 and torch.equal((z.z_image @ z.z_text.T).argmax(1), torch.arange(16))
+    z = unlearned(data, np.roll(ids, 1), texts)
+    assert torch.equal((z.z_image @ z.z_text.T).argmax(1), torch.arange(16).roll(1))
+    train = Frames(tmp_path / 'set', 'train')
+    ids, start, length = train.pairs(100)
+    z = unlearned(train, ids, SimpleNamespace(start=start, length=length, owner=None))
+    assert (z.z_image @ z.z_text.T).diagonal().max() < 0.99, 'its own words are not looked up'
 
 
 @pytest.mark.parametrize('by', ['key', 'source'])
