@@ -21,8 +21,9 @@ import torch.distributed as dist
 import torch.utils.checkpoint
 
 from configurator import at_least, configure, shares
-from data.arrays import (EVAL_SEED, draw_frames, get_batch, open_sets, read_meta, read_tokens,
-                         to_device)
+from data.arrays import (EVAL_SEED, draw_frames, draw_noise, get_batch, open_sets, read_meta,
+                         read_tokens, to_device)
+from data.augment import views
 from data.tokens import EOT, build_keywords, build_vocab
 from data.weights import load_weights
 from model import OBJECTIVES, VLConfig, VLModel
@@ -51,6 +52,9 @@ data_dir = 'data'
 context_s = 1.0                  # also take the words spoken this long before and after a frame's
                                  # stand; up to twice as long or not at all in training
 compact_vocab = True             # only tokens of the training set, and 256 bytes to spell others
+min_scale = 1.0                  # augmentation: see at least so much of a stored picture's area;
+jitter = 0.0                     # change light, contrast, saturation by a factor of up to 1 + this;
+turn = 0.0                       # turn by up to so many degrees. 1, 0, 0: only the window moves
 overfit = 0                      # train and validate on so many pairs: the loss must go to zero
 # optimisation
 batch_size = 128                 # per rank and micro-step; a multiple of the sum of `parts`
@@ -318,6 +322,9 @@ class Reader:
         it, micro = divmod(j, gradient_accumulation_steps)
         first = (micro * WORLD + RANK) * batch_size
         host = get_batch(self.sets, self.c, it, first, batch_size, pairs_per_step())
+        if min_scale < 1 or jitter or turn:
+            noise = draw_noise(seed + 2 ** 33, it, first, batch_size, 8)
+            host |= views(noise, min_scale, jitter, turn)
         return {k: v.pin_memory() for k, v in host.items()} if torch.cuda.is_available() else host
 
     def frames_of(self, it):
@@ -454,7 +461,7 @@ def main():  # noqa: C901, PLR0914, PLR0915  (nanoGPT's loop, read in one piece)
     at_least(globals(), log_interval=1, eval_iters=1, prefetch=1, gradient_accumulation_steps=1,
              batch_size=1, eval_interval=0, keep_interval=0, max_iters=0, warmup_iters=0, seed=0,
              overfit=0, tflop_budget=0, learning_rate=0, min_lr=0, weight_decay=0, grad_clip=0,
-             context_s=0)
+             context_s=0, min_scale=.01, jitter=0, turn=0)
     shares(globals(), 'beta1', 'beta2')
     if dry_run:
         return cost_of_config()

@@ -386,5 +386,8 @@ def to_device(batch, meta, c, device):
         now.wait_stream(copy_stream(device))
         for v in batch.values():
             v.record_stream(now)
-    patches = window_patches(batch.pop('raw'), batch.pop('offset'), meta, c)
-    return batch | dict(patches=patches)
+    raw, offset = batch.pop('raw'), batch.pop('offset')
+    if 'theta' in batch:
+        from data.augment import seen
+        return batch | dict(patches=seen(raw, batch.pop('theta'), batch.pop('tint'), meta, c))
+    return batch | dict(patches=window_patches(raw, offset, meta, c))
