@@ -22,9 +22,9 @@ import torch.utils.checkpoint
 
 from configurator import at_least, configure, shares
 from data.arrays import (EVAL_SEED, draw_frames, draw_noise, get_batch, open_sets, read_meta,
-                         read_tokens, to_device)
-from data.augment import views
+                         read_tokens)
 from data.tokens import EOT, build_keywords, build_vocab
+from data.views import to_device, views
 from data.weights import load_weights
 from model import OBJECTIVES, VLConfig, VLModel
 from runs.checkpoints import Checkpoints, snapshot

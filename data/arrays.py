@@ -264,23 +264,6 @@ class Frames:
             batch = self.read(ids[rows], start[rows], length[rows], c, device)
             yield rows, *batch, noise[rows].to(device)
 
-def window_patches(raw, offset, meta, c):
-    """Stored patches raw (B, G * G, p * p * 3) on the device -> the window at offset (B, 2) in
-    stored patches, regrouped to the model's patch size: (B, N, P)."""
-    import torch
-    p = meta['patch_size']
-    G = meta['image_size'] // p
-    at = torch.arange(c.image_size // p, device=raw.device)
-    row = (offset[:, :1] + at)[:, :, None]
-    column = (offset[:, 1:] + at)[:, None]
-    sample = torch.arange(len(raw), device=raw.device)[:, None, None]
-    # eight bytes at a time, where they divide a patch, are gathered in a fraction of the time
-    words = raw.view(torch.uint8 if raw.shape[2] % 8 else torch.int64)
-    window = words.view(len(raw), G, G, -1)[sample, row, column].flatten(1, 2).view(torch.uint8)
-    if c.patch_size == p:
-        return window
-    return patchify(unpatchify(window, p), c.patch_size)
-
 # ----------------------------------------------------------------------------------------------
 # batches of one set or several
 
@@ -368,26 +351,3 @@ def get_batch(sets, c, it, first, count, total, training=True):
             raw.numpy()[at] = data.patches[ids]
     host = {k: torch.from_numpy(np.ascontiguousarray(v)) for k, v in batch.items()}
     return dict(raw=raw) | host
-
-@functools.cache
-def copy_stream(device):
-    import torch
-    return torch.cuda.Stream(device)
-
-def to_device(batch, meta, c, device):
-    """Host batch -> model.forward's: bytes over the bus, which a GPU takes while it computes the
-    step before; window and regrouping on the device."""
-    batch = dict(batch)
-    if device.type == 'cuda':
-        import torch
-        with torch.cuda.stream(copy_stream(device)):
-            batch = {k: v.to(device, non_blocking=True) for k, v in batch.items()}
-        now = torch.cuda.current_stream(device)
-        now.wait_stream(copy_stream(device))
-        for v in batch.values():
-            v.record_stream(now)
-    raw, offset = batch.pop('raw'), batch.pop('offset')
-    if 'theta' in batch:
-        from data.augment import seen
-        return batch | dict(patches=seen(raw, batch.pop('theta'), batch.pop('tint'), meta, c))
-    return batch | dict(patches=window_patches(raw, offset, meta, c))

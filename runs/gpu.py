@@ -124,7 +124,7 @@ def attention():
                 yield row | dict(refused=str(e)[:80])
 
 def parts():
-    from data.arrays import window_patches
+    from data.views import window_patches
     from model import VLConfig, VLModel
     from runs.checkpoints import snapshot
     from runs.muon import Muon, orthogonal

@@ -11,7 +11,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import train
 from configurator import configure
-from data.arrays import to_device
+from data.views import to_device
 from model import VLConfig
 
 # names of kernels on CUDA, of operators elsewhere; the first that fits

@@ -8,7 +8,6 @@ import torch
 import train
 from configurator import configure, knobs
 from conftest import ROOT, script, start
-from data import augment
 from data.arrays import (
     Frames,
     draw_noise,
@@ -17,8 +16,8 @@ from data.arrays import (
     patchify,
     read_tokens,
     unpatchify,
-    window_patches,
 )
+from data.views import seen, views, window_patches
 from data.tokens import build_keywords, build_vocab, gpt2_encoding
 from model import VLConfig, plan_positions
 from runs import checkpoints
@@ -770,15 +769,15 @@ AUGMENT = dict(min_scale=0.3, jitter=0.4, turn=20.0)
 def test_a_view_of_all_of_a_picture_is_the_picture(scenes):
     (data,), c, _ = opened(scenes, image_size=40)
     raw = torch.from_numpy(data.patches[:4])
-    whole = augment.views(np.random.default_rng(0).random((4, 8)), 1.0, 0.0, 0.0)
-    assert torch.equal(augment.seen(raw, **whole, meta=data.meta, c=c), raw)
+    whole = views(np.random.default_rng(0).random((4, 8)), 1.0, 0.0, 0.0)
+    assert torch.equal(seen(raw, **whole, meta=data.meta, c=c), raw)
 
 
 def test_views_keep_to_their_bounds_and_show_what_they_say():
     rng = np.random.default_rng(0)
-    theta, tint = augment.views(rng.random((5000, 8)), 0.25, 0.5, 30.0).values()
+    theta, tint = views(rng.random((5000, 8)), 0.25, 0.5, 30.0).values()
     corners = torch.tensor([[x, y, 1.0] for x in (-1, 1) for y in (-1, 1)])
-    flat = augment.views(rng.random((5000, 8)), 0.25, 0.0, 0.0)['theta']
+    flat = views(rng.random((5000, 8)), 0.25, 0.0, 0.0)['theta']
     assert (flat @ corners.T).abs().max() <= 1 + 1e-6, 'nothing from outside the picture'
     area = torch.linalg.det(theta[:, :, :2])
     assert 0.2 < area.min() and area.max() <= 1 and 0.55 < area.mean() < 0.65
@@ -793,7 +792,7 @@ def test_views_keep_to_their_bounds_and_show_what_they_say():
     turned = torch.tensor([[[0.0, -1, 0], [1, 0, 0]]])
     same = torch.eye(3, 4)[None]
     c = types.SimpleNamespace(image_size=8, patch_size=8)
-    out = augment.seen(patchify(picture, 8), turned, same, dict(patch_size=8), c)
+    out = seen(patchify(picture, 8), turned, same, dict(patch_size=8), c)
     assert (unpatchify(out, 8)[0, :4] == 255).all() and (unpatchify(out, 8)[0, 4:] == 0).all()
 
 
@@ -806,7 +805,7 @@ def test_augmented_runs_resume_to_the_bit_and_validate_without(scenes, knob, tmp
     assert numbers(plain)[0] == numbers(whole)[0], 'validation before the first step'
     assert plain[1]['loss'] != whole[1]['loss']
     one, two = (
-        augment.views(draw_noise(7, 5, first, n, 8), 0.3, 0.4, 20.0)['theta']
+        views(draw_noise(7, 5, first, n, 8), 0.3, 0.4, 20.0)['theta']
         for first, n in ((0, 32), (16, 16))
     )
     assert torch.equal(one[16:], two), 'ranks see what one would'
