@@ -505,9 +505,6 @@ def named(cfg):
         packs, left = find_packs(cfg.pairs)
         items += packs
         refused += left
-    if any('captions' in item for item in former):
-        sys.exit(f'error: {known} is of an earlier version, which had an item per picture; '
-                 'prepare the image-caption list anew: --pairs=<list> --overwrite')
     items = {i['key']: i for i in former + items}
     if not items:
         print(*(f"{r['cause']}: {r['message']}" for r in refused), sep='\n')
@@ -591,8 +588,11 @@ def run(items, refused, cfg):
         print('stopped: the site refused three requests in a row. What was fetched is kept. Wait '
               'an hour or more, raise --sleep_s, and run the same command again', file=sys.stderr)
         sys.exit(75)
-    if not meta['counts']['train']['videos']:
+    if not any(n['videos'] for n in meta['counts'].values()):
         sys.exit('error: nothing to train on: no video gave frames and words; the causes are above')
+    if not meta['counts']['train']['videos']:
+        return print(f'{root}: ready to judge by, not to train on: python eval.py '
+                     f'--dataset={cfg.dataset} --split=test --data_dir={cfg.data_dir} --run=...')
     window = cfg.image_size - cfg.image_size // 5 // cfg.patch_size * cfg.patch_size
     print(f'{root}: ready. Next: python train.py --dataset={cfg.dataset} --data_dir={cfg.data_dir} '
           f'--image_size={window} --patch_size={cfg.patch_size}')

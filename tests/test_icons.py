@@ -81,7 +81,7 @@ def test_icons_become_arrays_whose_tests_are_of_unseen_names_and_unseen_hands(pa
             '--patch_size=8',
         )
         root = tmp_path / 'data' / name
-        assert not problems(root), made.stderr
+        assert made.returncode == 0 and not problems(root), made.stderr
         rows = rows_of(root)
         for split in 'train', 'val', 'test':
             data = Frames(root, split)

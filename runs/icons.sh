@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# Real pictures by the hundred thousand: draws the icons, trains, judges by names that were never
+# seen and by hands that were never seen, finds icons for queries. Ctrl-C and again: it goes on.
+#   bash runs/icons.sh --max_iters=800        settings of the training run
+set -euo pipefail
+. "$(dirname "${BASH_SOURCE[0]}")/env.sh"
+python -c 'import resvg_py' 2> /dev/null || python -m pip install --quiet resvg-py
+python data/icons/prepare.py
+python prepare.py --pairs=data/icons/pairs --dataset=icons --image_size=80 --patch_size=8
+python prepare.py --pairs=data/icons/hands --dataset=icons_hands --image_size=80 --patch_size=8
+python train.py config/icons.py "$@"
+python eval.py --run=out/icons --split=test
+python eval.py --run=out/icons --split=test --dataset=icons_hands
+for query in 'a sailing boat' 'a warning triangle' 'a bicycle' 'a cup of coffee'; do
+    python eval.py --run=out/icons --split=test --task=search --query="$query"
+done
