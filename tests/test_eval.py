@@ -15,6 +15,7 @@ from data.arrays import EVAL_SEED, Frames, draw_noise, open_sets, unpatchify
 from data.scenes import truth
 from runs import caption, ground, paint, search
 from runs.table import numbers, settings
+from runs.writing import scores
 from test_train import command
 
 
@@ -79,6 +80,8 @@ def test_a_trained_run_is_better_than_chance_and_draws_its_pictures(scenes, trai
     )
     assert done.returncode == 0, done.stderr
     r = numbers(trained / 'eval.json')
+    assert r['said_precision'] == 1 > r['said_recall'] > 0.3, 'what is said is true, but not all'
+    assert 0 <= r['written_f1'] <= 1 and r['written_of_another_f1'] < r['said_f1']
     assert 'pictures' not in json.loads((trained / 'eval.json').read_text()), 'finds no number'
     assert (
         r['candidates'] > 40
@@ -204,6 +207,15 @@ def test_recalls_of_a_known_matrix():
 def test_psnr_of_known_errors():
     assert evaluation.psnr([0.01]) == pytest.approx(20)
     assert evaluation.psnr([0.02, 0]) == pytest.approx(20)
+
+
+def test_what_is_written_is_scored_by_what_there_is():
+    true = [{'red circle', 'blue square'}, {'red circle'}, set()]
+    told = [{'red circle'}, {'red circle', 'green star', 'blue square'}, set()]
+    assert scores('x', told, true) == dict(
+        x_precision=0.5, x_recall=pytest.approx(2 / 3), x_f1=pytest.approx(4 / 7)
+    )
+    assert scores('x', [set()], [set()])['x_f1'] == 0
 
 
 def test_partners_are_of_other_videos_or_none():
