@@ -19,6 +19,7 @@ from data.tokens import EOT, gpt2_encoding
 
 PACK = 1000                      # pictures of a list that are read in one go
 PICTURES = '.jpg', '.jpeg', '.png', '.webp', '.gif', '.bmp', '.tif', '.tiff', '.ppm'
+LARGEST = 1 << 28                # bytes of a picture or a text that are read
 CAPTION = 'caption', 'text', 'TEXT'                # where img2dataset's .json has the words
 
 # ----------------------------------------------------------------------------------------------
@@ -102,7 +103,7 @@ def members(path):
                 name, parts = here, {}
             ending = '.' + ending.lower()
             if member.isfile() and ending in (*PICTURES, '.txt', '.json'):
-                parts[ending] = tar.extractfile(member).read()
+                parts[ending] = tar.extractfile(member).read(LARGEST)
     if name:
         yield name, parts
 
@@ -122,10 +123,9 @@ def pair_of(parts):
     if 'truncated' in parts:
         raise Bad('truncated', f"from here on it cannot be read ({parts['truncated']})")
     if 'image' in parts:
-        try:
-            return Path(parts['image']).read_bytes(), parts['captions'], parts['split']
-        except (OSError, ValueError) as e:
-            raise Bad('not_found', f'no such file, or not readable ({type(e).__name__})') from None
+        if not os.path.isfile(parts['image']) or not os.access(parts['image'], os.R_OK):
+            raise Bad('not_found', 'no such file, or not readable')
+        return Path(parts['image']).read_bytes(), parts['captions'], parts['split']
 
     pictures = [ending for ending in parts if ending in PICTURES]
     if not pictures:
