@@ -95,6 +95,8 @@ def members(path):
     name, parts = None, {}
     with tarfile.open(path) as tar:
         for member in tar:
+            if member.isdir():
+                continue
             folder, file = os.path.split(member.name)
             stem, _, ending = file.partition('.')
             if (here := os.path.join(folder, stem)) != name:

@@ -34,6 +34,9 @@ def encoded(n, form):
 
 def write_tar(path, members):
     with tarfile.open(path, 'w') as tar:
+        folder = tarfile.TarInfo('of_no_sample')
+        folder.type = tarfile.DIRTYPE
+        tar.addfile(folder)
         for name, raw in members:
             about = tarfile.TarInfo(name)
             about.size = len(raw)
