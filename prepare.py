@@ -15,7 +15,7 @@ there; SIGTERM stops it.) The arrays are the same, byte for byte, with any numbe
 given later are added to the set.
 """
 import collections, contextlib, io, json, math, multiprocessing, os
-import shutil, signal, sys, threading, time, types
+import shutil, signal, sys, threading, time, types, zipfile
 import concurrent.futures as futures
 from pathlib import Path
 from typing import Literal
@@ -347,7 +347,7 @@ def collect(root, items, refused):
         if path.exists():
             try:
                 index, _ = read_shard(path)
-            except (OSError, ValueError, KeyError) as e:
+            except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as e:
                 path.unlink()
                 sys.exit(f'error: {path} was damaged ({e}) and is removed; '
                          'run the same command again to make it anew')

@@ -324,7 +324,8 @@ class Reader:
         host = get_batch(self.sets, self.c, it, first, batch_size, pairs_per_step())
         if min_scale < 1 or jitter or turn:
             noise = draw_noise(seed + 2 ** 33, it, first, batch_size, 8)
-            host |= views(noise, min_scale, jitter, turn)
+            window = self.c.image_size / self.c.full_size
+            host |= views(noise, min_scale, jitter, turn, window)
         return {k: v.pin_memory() for k, v in host.items()} if torch.cuda.is_available() else host
 
     def frames_of(self, it):

@@ -83,8 +83,11 @@ def size_of(item):
     """How many pictures a pack has, as far as one can tell without reading all of it."""
     if 'pairs' in item:
         return len(item['pairs'])
-    with tarfile.open(item['source']) as tar:
-        return sum(name.lower().endswith(PICTURES) for name in tar.getnames())
+    try:
+        with tarfile.open(item['source']) as tar:
+            return sum(name.lower().endswith(PICTURES) for name in tar.getnames())
+    except (tarfile.TarError, EOFError) as e:
+        raise Bad('truncated', f"{item['source']}: {e}") from None
 
 # ----------------------------------------------------------------------------------------------
 # an item -> its shard
@@ -99,6 +102,8 @@ def members(path):
                 continue
             folder, file = os.path.split(member.name)
             stem, _, ending = file.partition('.')
+            if not stem or not ending:             # ._x.png of macOS; as WebDataset has it
+                continue
             if (here := os.path.join(folder, stem)) != name:
                 if name:
                     yield name, parts
@@ -106,8 +111,15 @@ def members(path):
             ending = '.' + ending.lower()
             if member.isfile() and ending in (*PICTURES, '.txt', '.json'):
                 parts[ending] = tar.extractfile(member).read(LARGEST)
+        end = tar.offset
     if name:
         yield name, parts
+    # a damaged header looks like the end, which is blocks of zeros
+    if path.lower().endswith('.tar'):
+        with open(path, 'rb') as file:
+            file.seek(end)
+            if not (block := file.read(512)) or block.strip(b'\0'):
+                raise tarfile.ReadError('a damaged header, or no end')
 
 def samples(item):
     """Yield (source, title, what is known of it) of each picture of a pack; see pair_of."""
@@ -138,10 +150,11 @@ def pair_of(parts):
             about = dict(json.loads(parts['.json']))
         except (ValueError, TypeError):
             raise Bad('bad_row', 'its .json cannot be read') from None
-    told = [about[k] for k in CAPTION if about.get(k)]
-    if '.txt' in parts:
-        told.insert(0, parts['.txt'].decode(errors='replace'))
-    return parts[pictures[0]], captions_of(told[0] if told else None), about.get('split')
+    if about.get('split') not in (None, *SPLITS):
+        raise Bad('bad_row', f"split is {about['split']!r}: expected train, val or test")
+    told = [parts.get('.txt', b'').decode('utf-8-sig', 'replace'), *map(about.get, CAPTION)]
+    spoken = [texts for texts in told if texts and (not isinstance(texts, str) or texts.strip())]
+    return parts[pictures[0]], captions_of(spoken[0] if spoken else None), about.get('split')
 
 def encode(captions):
     """-> tokens, each caption closed. A space first: a word is the same anywhere."""
@@ -203,7 +216,7 @@ def split_packs(packs, val, test, lent):
     split = np.where(given < 0, split, given).astype(np.int8)
 
     high, low = ids.view('>u8').T
-    order = np.lexsort((low, high))                # stable: the first of equal ones stays first
+    order = np.lexsort((-given, low, high))        # of equal ones the held out, else the first
     again = (ids[order[1:]] == ids[order[:-1]]).all(1)
     split[order[1:][again]] = -1
     for code, share in (1, val), (2, test):

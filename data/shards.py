@@ -2,7 +2,7 @@
 
 A shard holds the patch rows as they come, then an .npz of everything else (the index), then the
 rows' length in bytes (8)."""
-import contextlib, hashlib, io, json, os, shutil
+import contextlib, hashlib, io, json, os, shutil, sys
 from pathlib import Path
 
 import numpy as np
@@ -98,7 +98,14 @@ def take_down(root, items, names):
         path = shard_path(root / 'shards', i['key'])
         if names and path.exists() and 'about' in (index := read_shard(path)[0]):
             rows = map(json.loads, index['about'].tobytes().decode().splitlines())
-            if any(gone & {row['key'], row['source']} for row in rows):
+            its = {row['key'] for row in rows if gone & {row['key'], row['source']}}
+            lost = [x for x in [i['source'], *(p[0] for p in i.get('pairs', ()))]
+                    if not os.path.exists(x)]
+            if its and len(lost) > len(its):
+                sys.exit(f'error: {lost[0]} and others are not there any more, and without them '
+                         'no pack can be made anew; nothing was changed')
+            if its:
+                gone |= its                        # under any name
                 path.unlink()
         if gone & {i['key'], i['key'].split(':', 1)[1], i['url'], i['source']}:
             gone.add(i['key'])                     # it stays out under any name

@@ -48,17 +48,18 @@ def window_patches(raw, offset, meta, c):
 # ----------------------------------------------------------------------------------------------
 # augmentation
 
-def views(noise, min_scale, jitter, turn):
-    """noise (B, 8) uniform -> theta (B, 2, 3) and tint (B, 3, 4), float32 on the host."""
-    return dict(theta=torch.from_numpy(cuts(noise[:, :5].T, min_scale, turn)).float(),
+def views(noise, min_scale, jitter, turn, window=1.):
+    """noise (B, 8) uniform -> theta (B, 2, 3) and tint (B, 3, 4), float32 on the host. window: the
+    share of the stored side that is seen where min_scale is 1, as without augmentation."""
+    return dict(theta=torch.from_numpy(cuts(noise[:, :5].T, min_scale, turn, window)).float(),
                 tint=torch.from_numpy(tints(noise[:, 5:].T, jitter)).float())
 
-def cuts(noise, min_scale, turn):
+def cuts(noise, min_scale, turn, window):
     """noise (5, B) -> which part of the stored picture is seen (B, 2, 3), as F.affine_grid has it:
     of its area a share from min_scale to 1, sides 3 : 4 to 4 : 3, turned by at most so many
     degrees."""
     area, shape, x, y, angle = noise
-    side = np.sqrt(min_scale + (1 - min_scale) * area)
+    side = np.sqrt(min_scale + (1 - min_scale) * area) if min_scale < 1 else window + 0 * area
     stretch = (4 / 3) ** (shape - .5) if min_scale < 1 else 1
     wide, high = np.minimum(1, side * stretch), np.minimum(1, side / stretch)
     angle = math.radians(turn) * (2 * angle - 1)

@@ -13,7 +13,7 @@ names that are. Left out: all sets of emoji. A picture's licence is its set's: t
 videos.jsonl begin with the set, data/icons/sets.json says whose it is. Ctrl-C and the same command
 goes on.
 """
-import colorsys, hashlib, io, json, os, re, shutil, subprocess, sys, tarfile
+import colorsys, hashlib, io, json, multiprocessing, os, re, shutil, subprocess, sys, tarfile
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
@@ -235,12 +235,17 @@ def main():
 
     from tqdm import tqdm
     told = Counter()
-    with ProcessPoolExecutor(workers or os.cpu_count()) as pool, \
+    fork = multiprocessing.get_context('fork')     # the workers have the settings, too
+    with ProcessPoolExecutor(workers or os.cpu_count(), fork) as pool, \
             tqdm(total=sum(len(some) for _, some in jobs), unit=' icons') as bar:
         todo = {pool.submit(write_tar, *job, sets): len(job[1]) for job in jobs}
-        for done in as_completed(todo):
-            told += done.result()
-            bar.update(todo[done])
+        try:
+            for done in as_completed(todo):
+                told += done.result()
+                bar.update(todo[done])
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
     licences = Counter()
     for about in sets.values():
         licences[about['license']['title']] += 1
@@ -258,3 +263,5 @@ if __name__ == '__main__':
         main()
     except KeyboardInterrupt:
         sys.exit('interrupted; the finished tars are kept: the same command goes on')
+    except OSError as e:         # no room
+        sys.exit(f'error: {e}; the finished tars are kept: the same command goes on')
