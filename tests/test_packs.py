@@ -110,6 +110,26 @@ def test_tars_as_img2dataset_writes_them(tmp_path):
     assert '000002' in titles(root, 'test') and not list(tmp_path.parent.glob('000003*'))
 
 
+@pytest.mark.parametrize('damage', ['none', 'no end', 'header', 'within a header'])
+def test_a_tar_that_ends_too_early_is_told(tmp_path, damage):
+    pairs = [
+        (f'{i}.{kind}', raw)
+        for i in range(6)
+        for kind, raw in (('png', encoded(i, 'PNG')), ('txt', b'words'))
+    ]
+    write_tar(tmp_path / 'a.tar', pairs)
+    raw = bytearray((tmp_path / 'a.tar').read_bytes())
+    at = raw.index(b'3.png')  # where its header begins
+    if damage == 'header':
+        raw[at + 100] ^= 255
+    cut = dict(none=None, header=None) | {'no end': at, 'within a header': at + 99}
+    (tmp_path / 'a.tar').write_bytes(raw[: cut[damage]])
+    (item,), _ = find_packs(str(tmp_path))
+    _, rows = join(tmp_path / 'set', [item])
+    told = rows[item['key']]['pictures']
+    assert told == (dict(ok=6) if damage == 'none' else dict(ok=3, truncated=1))
+
+
 @pytest.mark.parametrize('given', ['x', 'x.txt', '*.tar', '.'])
 def test_no_list_and_no_tars_is_one_line(tmp_path, given):
     done = run(f'--pairs={tmp_path / given}', *args(tmp_path))
@@ -165,6 +185,9 @@ def test_splits_are_given_or_by_the_hash_of_the_picture(tmp_path):
     assert sorted(split_packs(dict(x=few), 0.01, 0.01, set())['x']) == [0, 1, 2], 'lent one each'
     again = dict(x=few, y=dict(ids=ids[1:4], given=made['given'][:3]))
     assert list(split_packs(again, 0.0, 0.0, set())['y']) == [-1, -1, 0], 'the first one stays'
+    again['y']['given'] = np.array([2, -1, -1], np.int8)
+    said = split_packs(again, 0.0, 0.0, set())
+    assert [list(x) for x in said.values()] == [[0, -1, 0], [2, -1, 0]], 'or the one held out'
 
 
 def test_without_learning_a_picture_finds_the_words_of_those_that_look_like_it(tmp_path):
@@ -188,7 +211,7 @@ def test_without_learning_a_picture_finds_the_words_of_those_that_look_like_it(t
     train = Frames(tmp_path / 'set', 'train')
     ids, start, length = train.pairs(100)
     z = unlearned(train, ids, SimpleNamespace(start=start, length=length, owner=None))
-    assert (z.z_image @ z.z_text.T).diagonal().max() < 0.99, 'its own words are not looked up'
+    assert (z.z_image @ z.z_text.T).diagonal().max() < 0.85, 'its own words are not looked up'
 
 
 @pytest.mark.parametrize('by', ['key', 'source'])
