@@ -205,8 +205,8 @@ def what_is_in(index):
 
 def split_packs(packs, val, test, lent):
     """packs {key: what_is_in}, in order -> {key: (n,) int8}, the number of each picture's split: as
-    its list says, else by its hash; -1 where the same picture came before. Of a small set one goes
-    to val and one to test, unless they were lent a video."""
+    its list says, else by its hash; -1 where the same picture is there already. Of a small set one
+    goes to val and one to test, unless they were lent a video."""
     if not packs:
         return {}
     ids = np.concatenate([pack['ids'] for pack in packs.values()])
@@ -253,7 +253,7 @@ def pack_lines(index, split):
     for i, line in enumerate(index['about'].tobytes().decode().splitlines()):
         row = json.loads(line)
         if i < len(split) and split[i] < 0:
-            row |= dict(status='failed', cause='duplicate', message='the same picture came before')
+            row |= dict(status='failed', cause='duplicate', message='the set has the same picture')
         elif i < len(split):
             row['split'] = SPLITS[split[i]]
         yield json.dumps(row)

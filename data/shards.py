@@ -85,6 +85,25 @@ class Hashed:
         self.file.close()
         return dict(sha256=self.digest.hexdigest(), bytes=size)
 
+def packs_to_remake(root, items, gone):
+    """The shards of packs that hold pictures of `gone`, to be made anew without. Adds the keys of
+    the pictures to `gone`: they stay out under any name. Exits if what is needed is not there."""
+    held = []
+    for i in items:
+        path = shard_path(root / 'shards', i['key'])
+        if path.exists() and 'about' in (index := read_shard(path)[0]):
+            rows = list(map(json.loads, index['about'].tobytes().decode().splitlines()))
+            gone |= {row['key'] for row in rows if gone & {row['key'], row['source']}}
+            ok = {row['source']: row['key'] for row in rows if row['status'] == 'ok'}
+            held.append((i, path, ok))
+    found = [pack for pack in held if gone & set(pack[2].values())]
+    for i, _, ok in found:
+        needed = [i['source']] if 'tar' in i else [x for x in ok if ok[x] not in gone]
+        if lost := [x for x in needed if not os.path.exists(x)]:
+            sys.exit(f'error: {lost[0]} is not there any more, and its pack cannot be made anew '
+                     'without it; put it back, or exclude it too. Nothing was changed')
+    return [path for _, path, _ in found]
+
 def take_down(root, items, names):
     """--exclude: shards, words and media of these go, the keys are remembered -> what stays, all
     that was ever excluded."""
@@ -93,20 +112,12 @@ def take_down(root, items, names):
     for name in names:
         gone += read_names(name) if name.endswith('.txt') else [name]
     gone = {line.strip() for line in gone} - {''}
+    packs = packs_to_remake(root, items, gone) if names else []
+    if packs:
+        write_lines(memory, sorted(gone))          # before anything of them is lost
+    for path in packs:
+        path.unlink()
     for i in items:
-        # a pack that has one of them is made anew without
-        path = shard_path(root / 'shards', i['key'])
-        if names and path.exists() and 'about' in (index := read_shard(path)[0]):
-            rows = map(json.loads, index['about'].tobytes().decode().splitlines())
-            its = {row['key'] for row in rows if gone & {row['key'], row['source']}}
-            lost = [x for x in [i['source'], *(p[0] for p in i.get('pairs', ()))]
-                    if not os.path.exists(x)]
-            if its and len(lost) > len(its):
-                sys.exit(f'error: {lost[0]} and others are not there any more, and without them '
-                         'no pack can be made anew; nothing was changed')
-            if its:
-                gone |= its                        # under any name
-                path.unlink()
         if gone & {i['key'], i['key'].split(':', 1)[1], i['url'], i['source']}:
             gone.add(i['key'])                     # it stays out under any name
             for path in root.glob(f"*/*/{shard_path(root, i['key'], '').name}*"):

@@ -1,6 +1,6 @@
 """--task=writing: is what is written from the picture alone true? The (colour, shape) pairs that it
-names against those that --truth has: precision, recall, F1; beside what is written from another
-video's picture, and beside what was said."""
+names against those that --truth has: precision, recall, F1; beside what is written from the picture
+half the set away, and beside what was said."""
 import re
 
 from data.scenes import truth

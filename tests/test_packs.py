@@ -230,6 +230,24 @@ def test_an_excluded_picture_leaves_for_good(tmp_path, by):
     assert run(f'--pairs={path}', *args(tmp_path)).returncode == 0 and hashes(root) == before
 
 
+def test_an_excluded_picture_stays_out_under_another_name_and_no_other_is_lost(tmp_path):
+    path = pairs_list(tmp_path, 12)
+    rows = [dict(image='copy.png', caption='the same again')]
+    (tmp_path / 'copy.png').write_bytes((tmp_path / '7.png').read_bytes())
+    (tmp_path / 'more.jsonl').write_text('\n'.join(map(json.dumps, rows)))
+    root = tmp_path / 'data/set'
+    for one in path, tmp_path / 'more.jsonl':
+        assert run(f'--pairs={one}', *args(tmp_path)).returncode == 0
+    before = hashes(root)
+    (tmp_path / '3.png').rename(tmp_path / 'away.png')
+    done = run(f'--exclude={tmp_path}/7.png', *args(tmp_path))
+    assert done.returncode == 1 and '3.png is not there any more' in done.stderr
+    (tmp_path / 'away.png').rename(tmp_path / '3.png')
+    assert run(*args(tmp_path)).returncode == 0 and hashes(root) == before, 'nothing was changed'
+    assert run(f'--exclude={tmp_path}/7.png', *args(tmp_path)).returncode == 0
+    assert {row['title'] for row in rows_of(root)} == {str(n) for n in range(12) if n != 7}
+
+
 def test_pictures_and_videos_are_one_set(tmp_path, scenes):
     video = sorted((scenes / 'videos').glob('*.mp4'))[0]
     done = run(video, f'--pairs={pairs_list(tmp_path, 9)}', *args(tmp_path))

@@ -773,6 +773,12 @@ def test_a_view_of_all_of_a_picture_is_the_picture(scenes):
     assert torch.equal(seen(raw, **whole, meta=data.meta, c=c), raw)
 
 
+def test_without_min_scale_a_view_is_as_large_as_the_window():
+    theta = views(np.random.default_rng(0).random((500, 8)), 1.0, 0.4, 0.0, window=0.8)['theta']
+    assert torch.allclose(theta[:, 0, 0], torch.tensor(0.8))
+    assert -0.2 <= theta[:, :, 2].min() < -0.19 and 0.19 < theta[:, :, 2].max() <= 0.2
+
+
 def test_views_keep_to_their_bounds_and_show_what_they_say():
     rng = np.random.default_rng(0)
     theta, tint = views(rng.random((5000, 8)), 0.25, 0.5, 30.0).values()
