@@ -503,6 +503,8 @@ def named(cfg):
     items, refused = find_items(cfg.videos, cfg, former, online=cfg.rank == 0)
     if cfg.pairs:
         packs, left = find_packs(cfg.pairs)
+        sources = {pack['source'] for pack in packs}
+        former = [i for i in former if i['source'] not in sources or not is_pack(i)]
         items += packs
         refused += left
     items = {i['key']: i for i in former + items}

@@ -5,7 +5,7 @@ img2dataset writes it. Beside a video's, its shard has of each picture: ids (n, 
 the file's bytes; ends (n,), where its tokens end; given (n,), the split that the list says, or -1;
 and about, lines of JSON: the pictures, then what was left out and why.
 """
-import collections, glob, hashlib, io, itertools, json, os, tarfile
+import collections, glob, gzip, hashlib, io, itertools, json, os, tarfile, zlib
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +31,8 @@ def find_packs(name):
     path = Path(name)
     if path.suffix.lower() in ('.json', '.jsonl'):
         return packs_of_list(path)
-    tars = sorted(path.glob('*.tar')) if path.is_dir() else sorted(map(Path, glob.glob(name)))
+    pattern = f'{glob.escape(name)}/*.tar' if path.is_dir() else name
+    tars = sorted(map(Path, glob.glob(pattern, recursive=True)))
     if not tars:
         raise SystemExit(f'error: --pairs={name} is no list (.json, .jsonl), nor are there tars')
     items = [dict(key=content_key(tar), source=str(tar), title=tar.stem, url='', tar=True,
@@ -98,6 +99,7 @@ def members(path):
     name, parts = None, {}
     with tarfile.open(path) as tar:
         for member in tar:
+            tar.members = []                       # or it remembers all
             if member.isdir():
                 continue
             folder, file = os.path.split(member.name)
@@ -129,7 +131,7 @@ def samples(item):
         try:
             for name, parts in members(item['source']):
                 yield f"{item['source']}/{name}", os.path.basename(name), parts
-        except (tarfile.TarError, EOFError, OSError) as e:
+        except (tarfile.TarError, EOFError, gzip.BadGzipFile, zlib.error) as e:
             yield item['source'], item['title'], dict(truncated=e)
 
 def pair_of(parts):

@@ -2,7 +2,7 @@
 
 A shard holds the patch rows as they come, then an .npz of everything else (the index), then the
 rows' length in bytes (8)."""
-import contextlib, hashlib, io, json, os, shutil, sys
+import contextlib, hashlib, io, json, os, secrets, shutil, sys
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +35,7 @@ def read_shard(path):
 @contextlib.contextmanager
 def whole(path):
     """A file to write, which appears at path whole or not at all."""
-    part = Path(f'{path}.part{os.getpid()}')
+    part = Path(f'{path}.part{secrets.token_hex(8)}')
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with open(part, 'wb') as f:

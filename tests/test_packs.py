@@ -166,6 +166,29 @@ def test_a_picture_that_changed_is_read_again_and_the_others_are_not(tmp_path, m
     assert len(before & after) == 2 and len(before | after) == 4
 
 
+def test_an_edited_list_replaces_what_it_was(tmp_path):
+    path = pairs_list(tmp_path, 12)
+    root = tmp_path / 'data/set'
+    assert run(f'--pairs={path}', *args(tmp_path)).returncode == 0
+    lines = open(path).read().splitlines()
+    lines[3] = json.dumps(dict(image='3.png', caption='something else', split='train'))
+    del lines[7]
+    open(path, 'w').write('\n'.join(lines))
+    done = run(f'--pairs={path}', *args(tmp_path))
+    assert done.returncode == 0 and not problems(root), done.stderr
+    assert sorted(int(row['title']) for row in rows_of(root)) == [*range(7), *range(8, 12)]
+    assert titles(root, 'train')['3'] == 'something else'
+    assert len((root / 'items.jsonl').read_text().splitlines()) == 1
+
+
+def test_no_other_program_is_started_for_a_picture(tmp_path):
+    """Pillow hands PostScript to Ghostscript, whatever the name of the file."""
+    picture(0).save(tmp_path / 'a.eps')
+    (tmp_path / 'a.eps').rename(tmp_path / 'a.png')
+    with pytest.raises(ValueError, match='cannot be read as a picture'):
+        read_picture(tmp_path / 'a.png')
+
+
 def test_splits_are_given_or_by_the_hash_of_the_picture(tmp_path):
     (item,), _ = find_packs(pairs_list(tmp_path, 30))
     for i, (_, _, split) in enumerate(item['pairs']):

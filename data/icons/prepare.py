@@ -37,7 +37,7 @@ seed = 0
 
 PER_TAR = 1000
 EMOJI = re.compile(r'noto|fluent-emoji|openmoji|twemoji|emojione|fxemoji|streamline-emojis')
-# how it is drawn, not what it shows
+# how it is drawn, not what it shows, where a set's names often end or begin so: home-light
 STYLE = set("""alt baseline black bold bordered broken bulk color colored colour curved dashed duo
     duotone fill filled flat glyph light line linear lined mini monochrome outline outlined regular
     round rounded semibold sharp solid stroke thick thin tone twotone variant wide""".split())
@@ -52,11 +52,13 @@ def find_source():
     if not source and not package.exists():
         given = fetch()
     if given.is_file():
+        part = Path(out, 'source', 'part')
         try:
-            shutil.unpack_archive(given, package.parent, 'gztar', filter='data')
+            shutil.unpack_archive(given, part, 'gztar', filter='data')
         except (shutil.ReadError, tarfile.TarError, OSError, EOFError) as e:
             sys.exit(f'error: {given} cannot be unpacked ({e})')
-        given = package
+        shutil.rmtree(package, ignore_errors=True)
+        given = (part / 'package').rename(package)
     if not Path(given, 'collections.json').is_file():
         sys.exit(f'error: no collections.json in {given}; --source=<the unpacked @iconify/json, or '
                  'its .tgz>')
@@ -69,7 +71,8 @@ def fetch():
         done = subprocess.run(['npm', 'pack', '@iconify/json', '--silent'], check=True, text=True,
                               cwd=Path(out, 'source'), stdout=subprocess.PIPE)
     except (OSError, subprocess.CalledProcessError) as e:
-        sys.exit(f'error: npm cannot fetch @iconify/json ({e}); give it: --source=package.tgz')
+        sys.exit(f'error: npm cannot fetch @iconify/json ({e}); fetch it by other means, as '
+                 'npmjs.com/package/@iconify/json says, and give it: --source=package.tgz')
     return Path(out, 'source', done.stdout.split()[-1])
 
 def chosen_sets(folder):
@@ -94,13 +97,19 @@ def place(*what):
     text = ' '.join(map(str, (seed, *what)))
     return int(hashlib.sha256(text.encode()).hexdigest()[:12], 16) / 16 ** 12
 
-def words_of(name):
-    """An icon's name -> the words for what it shows, those for how it is drawn."""
+def split_name(name, style):
+    """An icon's name -> the words for what it shows, those at its ends for how it is drawn."""
     name = re.sub(r'(?<=[a-z])(?=\d)|(?<=\d)(?=[a-z])', '-', name.replace('two-tone', 'twotone'))
-    words = name.split('-')
-    shows = [w for w in words if w and w not in STYLE and not w.isdigit()]
-    drawn = [w for w in words if w in STYLE]
-    return ' '.join(shows), ' '.join(drawn)
+    shows = [word for word in name.split('-') if word and not word.isdigit()]
+    drawn = []
+    while len(shows) > 1 and (shows[-1] in style or shows[0] in style):
+        drawn.append(shows.pop(-1 if shows[-1] in style else 0))
+    return shows, drawn[::-1]
+
+def style_of(names):
+    """-> the words that say how it is drawn in more than a name of a hundred."""
+    count = Counter(word for name in names for word in set(split_name(name, STYLE)[1]))
+    return {word for word in count if count[word] > len(names) / 100}
 
 def captions(what, drawn, prefix, category):
     """-> several ways to say it, the plainest first."""
@@ -109,13 +118,14 @@ def captions(what, drawn, prefix, category):
     return list(dict.fromkeys([plain, f'{drawn} {kind} of {what}'.strip(), f'the {kind} {what}']))
 
 def all_icons(folder, sets):
-    """-> [(prefix, name, what it shows, its drawing and view box)] of all icons with words, in an
-    order that mixes the sets; how many are left out, and why."""
+    """-> [(prefix, name, (what it shows, how it is drawn), its drawing and view box)] of all icons
+    with words, in an order that mixes the sets; how many are left out, and why."""
     found, left = [], Counter()
     for prefix in sets:
         data = json.loads(Path(folder, 'json', f'{prefix}.json').read_text(encoding='utf-8'))
+        style = style_of(data['icons'])
         for name, icon in data['icons'].items():
-            what, _ = words_of(name)
+            what, drawn = map(' '.join, split_name(name, style))
             if icon.get('hidden'):
                 left['withdrawn'] += 1
             elif len(re.sub('[^a-z]', '', what)) < 3:
@@ -123,23 +133,23 @@ def all_icons(folder, sets):
             else:
                 usual = dict(left=0, top=0, width=16, height=16)
                 box = [icon.get(k, data.get(k, usual[k])) for k in usual]
-                found.append((prefix, name, what, [icon['body'], *box]))
+                found.append((prefix, name, (what, drawn), [icon['body'], *box]))
     found.sort(key=lambda icon: place('icon', *icon[:2]))
     return (found[:n_icons] if n_icons else found), left
 
 def splits(icons, sets):
-    """-> the icons of the main list and those of unseen hands: (prefix, name, drawing, split)."""
+    """-> icons of the main list, those of unseen hands: (prefix, name, words, drawing, split)."""
     hands = {prefix for prefix in sets if place('hand', prefix) < hands_share}
     main, other = [], []
-    for prefix, name, what, drawing in icons:
-        u = place('name', what)
+    for prefix, name, words, drawing in icons:
+        u = place('name', words[0])
         split = 'test' if u < test_share else 'val' if u < 2 * test_share else 'train'
         if prefix not in hands:
-            main.append((prefix, name, drawing, split))
+            main.append((prefix, name, words, drawing, split))
         elif split == 'train':
-            other.append((prefix, name, drawing, 'test'))
-    seen = {words_of(name)[0] for _, name, _, split in main if split == 'train'}
-    return main, [icon for icon in other if words_of(icon[1])[0] in seen]
+            other.append((prefix, name, words, drawing, 'test'))
+    seen = {words[0] for _, _, words, _, split in main if split == 'train'}
+    return main, [icon for icon in other if icon[2][0] in seen]
 
 # ----------------------------------------------------------------------------------------------
 # pictures
@@ -176,7 +186,7 @@ def write_tar(path, icons, about):
     from PIL import Image
     told = Counter()
     with tarfile.open(f'{path}.part', 'w') as tar:
-        for prefix, name, drawing, split in icons:
+        for prefix, name, words, drawing, split in icons:
             try:
                 svg = draw(*drawing, place('look', prefix, name))
                 png = bytes(resvg_py.svg_to_bytes(svg_string=svg, skip_system_fonts=True))
@@ -190,8 +200,8 @@ def write_tar(path, icons, about):
                 told['cannot be seen'] += 1
                 continue
             category = about[prefix].get('category')
-            words = dict(caption=captions(*words_of(name), prefix, category), split=split)
-            for ending, raw in ('png', png), ('json', json.dumps(words).encode()):
+            about_it = dict(caption=captions(*words, prefix, category), split=split)
+            for ending, raw in ('png', png), ('json', json.dumps(about_it).encode()):
                 member = tarfile.TarInfo(f'{prefix}_{name}.{ending}')
                 member.size = len(raw)
                 tar.addfile(member, io.BytesIO(raw))
@@ -228,6 +238,8 @@ def main():
     jobs = []
     for name, some in lists.items():
         Path(out, name).mkdir(parents=True, exist_ok=True)
+        for part in Path(out, name).glob('*.part'):
+            part.unlink()                          # of a run that was killed
         tars = [(Path(out, name, f'{at // PER_TAR:05d}.tar'), some[at:at + PER_TAR])
                 for at in range(0, len(some), PER_TAR)]
         jobs += [job for job in tars if not job[0].exists()]
