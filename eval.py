@@ -428,6 +428,8 @@ def main(config, tasks):
         return compare(config['table'])
     if ',' in config['dataset'] and 'search' not in tasks:
         sys.exit(f"error: --dataset={config['dataset']}: one set at a time is judged")
+    if 'search' in tasks and not list(Path(config['run']).glob('*.pt')):    # words need no run
+        return tasks['search'].main(None, SimpleNamespace(**config))
     model, k = open_run(config)
     for module in tasks.values():
         if hasattr(module, 'main'):

@@ -101,3 +101,39 @@ def scenes(tmp_path_factory):
         done = subprocess.run([sys.executable, *argv], capture_output=True, text=True, cwd=ROOT)
         assert done.returncode == 0, done.stderr
     return folder
+
+
+@pytest.fixture(scope='session')
+def trained(scenes, tmp_path_factory):
+    """Long enough on few scenes to be better than chance on its own training videos."""
+    from test_train import command
+
+    out = tmp_path_factory.mktemp('trained') / 'run'
+    done = script(
+        *command(
+            scenes,
+            out,
+            max_iters=110,
+            eval_interval=110,
+            learning_rate=1e-2,
+            keep_hi=1.0,
+            context_s=0.0,
+            n_embd=64,
+            batch_size=48,
+            itm=1.0,
+            psl=0.1,
+            parts='xmm_text:4,xmm_image:4,amm_text:4,amm_image:4',
+        )
+    )
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+@pytest.fixture(scope='session')
+def untrained(scenes, tmp_path_factory):
+    from test_train import command
+
+    out = tmp_path_factory.mktemp('untrained') / 'run'
+    done = script(*command(scenes, out, max_iters=1))
+    assert done.returncode == 0, done.stderr
+    return out

@@ -1,6 +1,6 @@
 """pytest tests/test_eval.py -q      on runs that train.py made"""
 
-import json, math, re, subprocess, sys
+import json, math, subprocess, sys
 from pathlib import Path
 from types import SimpleNamespace
 import numpy as np
@@ -13,7 +13,7 @@ from conftest import ROOT, script
 from PIL import Image
 from data.arrays import EVAL_SEED, Frames, draw_noise, open_sets, unpatchify
 from data.scenes import truth
-from runs import caption, ground, paint, search
+from runs import caption, ground, paint
 from runs.table import numbers, settings
 from runs.writing import scores
 from test_train import command
@@ -40,38 +40,6 @@ def tiny(**settings):
 
 def evaluate(*argv):
     return script('eval.py', *argv)
-
-
-@pytest.fixture(scope='session')
-def trained(scenes, tmp_path_factory):
-    """Long enough on few scenes to be better than chance on its own training videos."""
-    out = tmp_path_factory.mktemp('trained') / 'run'
-    done = script(
-        *command(
-            scenes,
-            out,
-            max_iters=110,
-            eval_interval=110,
-            learning_rate=1e-2,
-            keep_hi=1.0,
-            context_s=0.0,
-            n_embd=64,
-            batch_size=48,
-            itm=1.0,
-            psl=0.1,
-            parts='xmm_text:4,xmm_image:4,amm_text:4,amm_image:4',
-        )
-    )
-    assert done.returncode == 0, done.stderr
-    return out
-
-
-@pytest.fixture(scope='session')
-def untrained(scenes, tmp_path_factory):
-    out = tmp_path_factory.mktemp('untrained') / 'run'
-    done = script(*command(scenes, out, max_iters=1))
-    assert done.returncode == 0, done.stderr
-    return out
 
 
 def test_a_trained_run_is_better_than_chance_and_draws_its_pictures(scenes, trained):
@@ -434,101 +402,7 @@ def test_boxes_that_are_none_and_rows_of_other_splits(tmp_path, capsys):
     assert '1 of 3 rows are of other splits than val' in capsys.readouterr().out
 
 
-# --- search ------------------------------------------------------------------------------------
-
-
-def test_search_finds_moments_and_keeps_what_it_computed(scenes, trained, tmp_path):
-    data = Frames(scenes / 'data' / 'scenes', 'train', 16, 0.0)
-    said = data.text(*(x[0] for x in data.spans(np.array([2]))))
-    m, every = models.load(trained / 'latest.pt'), []
-    for split in 'train', 'val', 'test':
-        part = Frames(data.path, split, silent=True)
-        z = m.image_embedding(part.pictures(np.arange(len(part.frames)), m.config, 'cpu'))
-        every += [(float(s), part, i) for i, s in enumerate(z @ m.encode_text(said))]
-    _, part, i = max(every, key=lambda x: x[0])
-    row = part.videos[part.frames['video'][i]]['row']
-    row = json.loads(open(data.path / 'videos.jsonl').read().splitlines()[row])
-    asked = f'--run={trained}', '--task=search', f'--query={said}', '--checkpoint=latest', '--top=8'
-    at_once = [
-        subprocess.Popen(
-            [sys.executable, ROOT / 'eval.py', *asked], stdout=subprocess.PIPE, text=True, cwd=ROOT
-        )
-        for _ in range(2)
-    ]
-    told = [p.communicate()[0] for p in at_once]  # one waits for the other's embeddings
-    done = evaluate(*asked)
-    assert done.returncode == 0 and told == [done.stdout] * 2, done.stderr
-    minutes, seconds = divmod(int(part.frames[i]['t_ms']) // 1000, 60)
-    best = row['title'], f'{minutes}:{seconds:02d}'
-    lines = done.stdout.splitlines()
-    found = [(line.split()[2], line.split()[1]) for line in lines if re.match(r'\d\.\d{3} ', line)]
-    assert len(found) == 8 and found[0] == best and '#t=' in done.stdout
-    caches = {p: p.stat().st_mtime_ns for p in (trained / 'search').glob('*.bin')}
-    assert sum(p.stat().st_size == 2 * 16 * len(data.frames) for p in caches) == 1
-    cache = next(p for p in caches if '-train-' in p.name)
-    whole = cache.read_bytes()
-    cache.rename(cache.with_suffix('.part'))
-    with open(
-        cache.with_suffix('.part'), 'r+b'
-    ) as f:  # as if it had been interrupted, in the middle of a row
-        f.truncate(len(whole) // 9 + 5)
-    again = evaluate(*asked)
-    assert (
-        again.stdout == done.stdout
-        and cache.read_bytes() == whole
-        and all(p.stat().st_mtime_ns == t for p, t in caches.items() if p != cache)
-    )
-
-
-def test_a_picture_finds_itself_and_hostile_titles_are_escaped(scenes, trained, tmp_path):
-    import shutil
-
-    shutil.copytree(scenes / 'data', tmp_path / 'data')
-    path = tmp_path / 'data/scenes/videos.jsonl'
-    evil = '<script>alert(1)</script>" onload="x'
-    rows = [
-        json.loads(line) | dict(title=evil, url='javascript:alert(2)', source='absent')
-        for line in open(path)
-    ]
-    rows[0]['url'] = 'https://example.org/watch?v="><b>'
-    path.write_text(''.join(json.dumps(r) + '\n' for r in rows))
-    shutil.copytree(trained, tmp_path / 'run', ignore=shutil.ignore_patterns('search'))
-    for name in ('latest.pt',):
-        state = torch.load(tmp_path / 'run' / name, weights_only=True)
-        state['config']['data_dir'] = str(tmp_path / 'data')
-        torch.save(state, tmp_path / 'run' / name)
-    data = Frames(tmp_path / 'data/scenes', 'train')
-    pixels = unpatchify(np.array(data.patches[5:6]), 8)[0]
-    Image.fromarray(pixels).save(tmp_path / 'x.png')
-    done = evaluate(
-        f'--run={tmp_path}/run',
-        '--task=search',
-        f'--image={tmp_path}/x.png',
-        '--checkpoint=latest',
-        '--page',
-        '--top=100',
-    )
-    assert done.returncode == 0, done.stderr
-    first, ms = (
-        next(line for line in done.stdout.splitlines() if re.match(r'\d\.\d{3} ', line)),
-        int(data.frames[5]['t_ms']),
-    )
-    assert (
-        first.split()[1] == f'{ms // 60000}:{ms // 1000 % 60:02d}'
-        and float(first.split()[0]) > 0.99
-    ), 'that frame comes first'
-    html = (tmp_path / 'run' / 'search.html').read_text()
-    assert (
-        '<script' not in html
-        and 'javascript:' not in html
-        and '&lt;script&gt;' in html
-        and 'onload="' not in html
-        and "default-src 'none'" in html
-    )
-    assert (
-        html.count('<figure>') == html.count('data:image/jpeg;base64,') > 10
-        and 'href="https://example.org/watch?v=&#34;&gt;&lt;b&gt;&amp;t=' in html
-    )
+# --- on request --------------------------------------------------------------------------------
 
 
 def test_the_middle_is_the_same_of_arrays_files_and_the_truth(scenes, trained):
@@ -564,30 +438,3 @@ def test_captions_and_paintings_on_request(
         caption.main(model, k)
     with pytest.raises(SystemExit, match='needs --query'):
         paint.main(model, k)
-
-
-@pytest.mark.slow
-def test_a_million_frames_are_searched_in_seconds(tmp_path):
-    """float16, memory-mapped: at most 3 s a query and 2 GB on 2 cores; the same frames as an exact
-    search finds."""
-    import resource, time
-
-    rng, n, d = np.random.default_rng(0), 1_000_000, 128
-    e = np.lib.format.open_memmap(tmp_path / 'e.npy', 'w+', np.float16, (n, d))
-    for i in range(0, n, 50_000):
-        x = rng.standard_normal((50_000, d), np.float32)
-        e[i : i + 50_000] = x / np.linalg.norm(x, axis=1, keepdims=True)
-    e.flush()
-    q = np.array(e[777_777], np.float32)
-    e = np.load(tmp_path / 'e.npy', mmap_mode='r')
-    began = time.perf_counter()
-    ids, scores = search.nearest(e, q, 160)
-    took = time.perf_counter() - began
-    print(f'{took:.2f} s, {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.2f} GB')
-    exact = np.concatenate([e[i : i + 50_000].astype(np.float32) @ q for i in range(0, n, 50_000)])
-    assert (
-        took < 3
-        and ids[0] == 777_777
-        and set(ids) == set(np.argsort(-exact)[:160])
-        and (np.diff(scores) <= 0).all()
-    )
