@@ -7,7 +7,7 @@ import pytest
 import torch
 import model as models
 from PIL import Image
-from conftest import ROOT, start
+from conftest import ROOT, start, wait_for
 from data.arrays import CAPTIONS, Frames, unpatchify
 from data.shards import FRAME, VIDEO
 from data.tokens import EOT, gpt2_encoding
