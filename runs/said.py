@@ -83,7 +83,7 @@ def open_said(parts, folder):
                 part.rename(name)
     index, found = None, np.load(name / 'passages.npy', 'r', allow_pickle=False)
     if len(found):
-        index = bm25s.BM25.load(name, mmap=True, show_progress=False)
+        index = bm25s.BM25.load(name, mmap=True)
     return SimpleNamespace(index=index, passages=found, stems=stems)
 
 def make_index(parts, stems, folder):
@@ -100,7 +100,7 @@ def make_index(parts, stems, folder):
         number.setdefault('', len(number))
         index = bm25s.BM25()
         index.index((documents, number), show_progress=False)
-        index.save(folder, show_progress=False)
+        index.save(folder)
 
 def asked(query, stems):
     """A query -> its terms, without words that say nothing, unless it has no others."""
