@@ -65,6 +65,7 @@ same_bits = 6                    # near-duplicate: at most so many of 64 dHash b
 again_bits = 3                   # last kept frame's, or from any of the last 64 (title cards),
 same_level = 24                  # and no cell of a 36 x 32 grey thumbnail by more of 255
 # words
+captions = ''                    # the folder with the captions, if they are not beside them
 text: Literal['auto', 'sidecar', 'whisper'] = 'auto'    # auto: captions that can be read
 whisper_model = 'auto'           # tiny.en ... turbo, or a .pt; auto: turbo on CUDA, else base.en
 language = 'en'                  # captions, speech (multilingual models vote) in this, or any
@@ -184,7 +185,7 @@ def read_video(item, cfg, count, out):
 
 def listen(item, sound, cfg, count):
     """-> segments, and for the row: where they are from, what was wrong with a sidecar."""
-    wrong = Bad('no_text', f"{item['source']}: no .vtt, .srt, .json3 in {cfg.language} beside it")
+    wrong = Bad('no_text', f"{item['source']}: it has no captions in {cfg.language}")
     about = dict(words_from='sidecar')
     if item.get('sidecar') and cfg.text != 'whisper':
         try:
@@ -487,6 +488,8 @@ def take_over(cfg):
     if cfg.patch_size < 1 or cfg.image_size % cfg.patch_size or not 16 <= cfg.image_size <= 1024:
         sys.exit(f'error: image_size={cfg.image_size} must be a multiple of '
                  f'patch_size={cfg.patch_size}, from 16 to 1024')
+    if cfg.captions and not os.path.isdir(cfg.captions):
+        sys.exit(f'error: --captions={cfg.captions}: no such folder')
     counts = 'workers max_per_input min_s max_s sleep_s min_gap_s same_level'
     at_least(vars(cfg), **dict.fromkeys(counts.split(), 0))
     at_least(vars(cfg), max_gap_s=.1, max_height=1, whisper_batch=1, timeout_s=1)

@@ -8,9 +8,9 @@ from pathlib import Path
 
 EXTENSIONS = ('.mp4 .m4v .mov .mkv .webm .avi .mpg .mpeg .mpe .m2v .ts .mts .m2t .m2ts .vob .mxf '
               '.flv .f4v .ogv .ogm .wmv .asf .3gp .3g2 .divx .rm .rmvb').split()
-SIDECARS = '.json3', '.vtt', '.srt'
+SIDECARS = '.json3', '.vtt', '.srt', '.json', '.tsv'                    # the first there is
 CAPTIONS_OF = (r'(?i:\.(?:auto|cc|default|forced|orig|sdh|und)|\.([a-z]{2,3})(?:[-_][-\w]*)?)*'
-               r'(?i:(\.json3|\.vtt|\.srt))')      # after the name of a video
+               r'(?i:(\.json3?|\.vtt|\.srt|\.tsv))')                    # after the name of a video
 # the second code that ISO 639-2 has for some languages, from their English names
 ENGLISH = dict(sq='alb', hy='arm', eu='baq', my='bur', zh='chi', cs='cze', nl='dut', fr='fre',
                ka='geo', de='ger', el='gre', mk='mac', mi='mao', ms='may', fa='per', ro='rum',
@@ -41,7 +41,7 @@ def find_items(inputs, cfg, known, online=True):
                 items |= {i['key']: i for i in found if i['key'] not in items}
                 continue
             row['title'] = path.stem
-            item = row | find_file(path, cfg.language)
+            item = row | find_file(path, cfg.language, cfg.captions)
             first = items.setdefault(item['key'], item)
             if first['source'] != row['source']:
                 raise Bad('duplicate', f"{path}: the same file as {first['source']}")
@@ -122,8 +122,8 @@ def read_rows(path):
     except (OSError, ValueError, RecursionError) as e:
         sys.exit(f'error: {where}: {e}')
 
-def find_file(path, language):
-    """-> what an item has of a file."""
+def find_file(path, language, captions=''):
+    """-> what an item has of a file. captions: the folder where its captions are, '': its own."""
     if os.path.isdir(path):
         raise Bad('unreadable', f'{path}: the folder cannot be read')
     if not os.path.isfile(path):
@@ -133,7 +133,7 @@ def find_file(path, language):
         raise Bad('empty', f'{path}: 0 bytes')
     if not os.access(path, os.R_OK):
         raise Bad('unreadable', f'{path}: permission denied')
-    return dict(key=content_key(path), bytes=size, sidecar=sidecar(path, language))
+    return dict(key=content_key(path), bytes=size, sidecar=sidecar(path, language, captions))
 
 def content_key(path):
     """file:<hash of the size and of the first and last megabyte>: the same for copies."""
@@ -151,10 +151,12 @@ def listing(folder, changed):
     parted = map(os.path.splitext, names)
     return names, {stem for stem, kind in parted if kind.lower() in EXTENSIONS}
 
-def sidecar(path, language):
+def sidecar(path, language, captions=''):
     """The captions beside talk.mp4: talk.vtt, talk.mp4.srt, talk.en-US.json3; never of another
     video, nor of another language. '': none."""
     names, videos = listing(path.parent, path.parent.stat().st_mtime_ns)
+    if captions:
+        names, _ = listing(Path(captions), os.stat(captions).st_mtime_ns)
     own, kind = os.path.splitext(unicodedata.normalize('NFC', path.name))
     stem = re.sub(r'(?<=.)\.f\d{2,3}(-\w+)?$', '', own)    # talk.f137.mp4: the sound is elsewhere
     if stem in videos:

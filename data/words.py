@@ -20,8 +20,9 @@ def clean(text):
     return ' '.join(re.sub(NOT_SPOKEN, ' ', text).split())
 
 def read_sidecar(path, count):
-    """A .vtt, .srt or YouTube .json3 -> segments; counts the cues that cannot be read."""
-    read = read_json3 if path.lower().endswith('.json3') else read_cues
+    """A .vtt, .srt, YouTube's .json3, a .json or .tsv of Whisper -> segments; counts the cues that
+    cannot be read."""
+    read = READERS.get(os.path.splitext(path)[1].lower(), read_cues)
     try:
         segments = once(read(decode(Path(path).read_bytes(), count), count))
     except (OSError, ValueError, KeyError, TypeError) as e:
@@ -67,6 +68,46 @@ def read_json3(raw, count):
             cues.append((begin / 1000, end / 1000, text))
     return cues
 
+def read_json(raw, count):
+    """What openai-whisper, faster-whisper, whisperX write, or HowTo100M's lists of start, end and
+    text -> such cues."""
+    told = json.loads(raw)
+    if isinstance(told, dict) and 'segments' not in told:
+        told = [dict(start=a, end=b, text=text)
+                for a, b, text in zip(told['start'], told['end'], told['text'], strict=True)]
+    cues = []
+    for segment in told['segments'] if isinstance(told, dict) else told:
+        try:
+            begin, end, text = float(segment['start']), float(segment['end']), segment['text']
+            if not -1 < begin < end + 1 < 1e6 or not isinstance(text, str):
+                raise ValueError
+            cues.append((max(0, begin), end, with_times(text, segment.get('words') or [])))
+        except (AttributeError, KeyError, TypeError, ValueError):
+            count['cues_unread'] += 1
+    return cues
+
+def with_times(text, words):
+    """A segment's text, before each of its words when it begins, where that is known."""
+    timed, at = '', 0
+    for word in words:
+        found = text.find(word.get('word', word.get('text', '')).strip(), at)
+        begin = float(word.get('start', 'nan'))
+        if found >= at and math.isfinite(begin):
+            timed += text[at:found] + f'\0{begin}\0'
+            at = found
+    return timed + text[at:]
+
+def read_tsv(raw, count):
+    """Whisper's .tsv: start, end (ms), text -> such cues."""
+    cues = []
+    for line in raw.splitlines()[1:]:
+        try:
+            begin, end, text = line.split('\t', 2)
+            cues.append((int(begin) / 1000, int(end) / 1000, text))
+        except ValueError:
+            count['cues_unread'] += 1
+    return cues
+
 SHOWN = re.compile(rf'(?<![-\w.,:;]){CLOCK}\s*-->\s*{CLOCK}(?![.,:;]?\w)')
 NOT_A_CUE = re.compile(r'(?:WEBVTT|NOTE|STYLE|REGION)\b')
 
@@ -100,6 +141,8 @@ def read_cues(raw, count):
                 at = re.sub(f'<{CLOCK}>', lambda m: f'\0{seconds(*m.groups())}\0', line)
                 text.append(at)
     return [(a, b, '\n'.join(text[1:])) for a, b, text in cues]
+
+READERS = {'.json3': read_json3, '.json': read_json, '.tsv': read_tsv}
 
 def seconds(h, m, s, fraction):
     return 3600 * int(h or 0) + 60 * int(m) + int(s) + float(f'0.{fraction or 0}')

@@ -279,6 +279,9 @@ def test_an_odd_event_costs_itself(read, odd):
         ('a[1]*.en.vtt a1.vtt', 'a[1]*.mp4', 'en', 'a[1]*.en.vtt'),
         ('b.srt b.json3 b.vtt', 'b.mp4', 'en', 'b.json3'),
         ('a1.vtt', 'a.mp4', 'en', ''),
+        ('a.json a.tsv', 'a.mp4', 'en', 'a.json'),
+        ('a.json a.en.tsv', 'a.mp4', 'en', 'a.en.tsv'),
+        ('a.info.json', 'a.mp4', 'en', ''),  # what yt-dlp says of it
     ],
 )
 def test_whose_captions(tmp_path, files, video, language, want):
@@ -287,6 +290,92 @@ def test_whose_captions(tmp_path, files, video, language, want):
         (tmp_path / name).touch()
     found = sources.sidecar(tmp_path / video, language)
     assert found == (want and str(tmp_path / want))
+
+
+def test_captions_in_a_folder_of_their_own(tmp_path):
+    for name in 'films/a.mp4', 'films/a.vtt', 'films/b.mp4', 'said/a.tsv', 'said/b.en.srt':
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    for name, want in ('a', 'a.tsv'), ('b', 'b.en.srt'):
+        found = sources.sidecar(tmp_path / f'films/{name}.mp4', 'en', tmp_path / 'said')
+        assert found == str(tmp_path / 'said' / want)
+
+
+# --- what Whisper's tools write ----------------------------------------------------------------
+
+HEARD = [
+    dict(start=0.0, end=2.5, text=' Crimp it, twice.', id=0, no_speech_prob=0.1),
+    dict(start=2.5, end=4.0, text=' Then pull.', id=1, no_speech_prob=0.1),
+]
+
+
+@pytest.mark.parametrize('write', ['openai', 'whisperx', 'faster', 'howto100m', 'tsv'])
+def test_what_the_tools_write_says_the_same(read, write):
+    texts_alone = [segment['text'].strip() for segment in HEARD]
+    columns = {key: [segment[key] for segment in HEARD] for key in ('start', 'end')}
+    content = dict(
+        openai=dict(text='Crimp it, twice. Then pull.', segments=HEARD, language='en'),
+        whisperx=dict(segments=[s | dict(text=s['text'].strip()) for s in HEARD], word_segments=[]),
+        faster=HEARD,
+        howto100m=columns | dict(text=texts_alone),
+    )
+    if write == 'tsv':
+        raw = 'start\tend\ttext\n0\t2500\tCrimp it, twice.\n2500\t4000\tThen pull.\n'
+        found = read(raw, 'a.tsv')
+    else:
+        found = read(json.dumps(content[write]), 'a.json')
+    assert found == ([(0.0, 2.5, 'Crimp it, twice.'), (2.5, 4.0, 'Then pull.')], 0)
+
+
+@pytest.mark.parametrize('space', [' ', ''])
+def test_words_have_their_own_times_where_they_are_known(read, space):
+    """openai-whisper keeps the space before a word, whisperX does not, nor a time of numbers."""
+    words = [('Crimp', 0.2), ('10', None), ('it,', 1.0), ('twice.', 1.75)]
+    words = [dict(word=space + w) | (dict(start=t, end=t + 0.2) if t else {}) for w, t in words]
+    segment = dict(start=0.0, end=2.5, text=' Crimp 10 it, twice.', words=words)
+    found, unread = read(json.dumps(dict(segments=[segment])), 'a.json')
+    assert not unread and [text for _, _, text in found] == ['Crimp 10', 'it,', 'twice.']
+    assert [a for a, _, _ in found] == [0.2, 1.0, 1.75] and found[-1][1] == 2.5
+
+
+def test_words_of_a_writing_without_spaces_stay_whole(read):
+    words = [dict(word='スープ', start=0.1, end=1), dict(word='を作る', start=1, end=2)]
+    segment = dict(start=0.0, end=2.0, text='スープを作る', words=words)
+    assert texts(read(json.dumps(dict(segments=[segment])), 'a.json')) == ['スープを作る']
+
+
+@pytest.mark.parametrize(
+    'odd',
+    [
+        None,
+        3,
+        {},
+        dict(start='x', end=1, text='a'),
+        dict(start=float('nan'), end=1.0, text='a'),
+        dict(start=5, end=1, text='a'),
+        dict(start=0, end=1e30, text='a'),
+        dict(start=0, end=1, text=None),
+        dict(start=0, end=1, text='a', words=[3]),
+    ],
+)
+def test_an_odd_segment_of_whisper_costs_itself(read, odd):
+    found, unread = read(json.dumps(dict(segments=[HEARD[0], odd, HEARD[1]])), 'a.json')
+    assert texts((found, 0)) == ['Crimp it, twice.', 'Then pull.'] and unread == 1
+
+
+@pytest.mark.parametrize(
+    'raw', ['{"format": {"duration": 3}}', '[1', '3', '{"start": [1], "end": []}']
+)
+def test_json_that_is_no_captions_is_told(read, raw):
+    with pytest.raises(sources.Bad) as bad:
+        read(raw, 'a.json')
+    assert bad.value.cause == 'bad_sidecar'
+
+
+def test_an_odd_line_of_a_tsv_costs_itself(read):
+    raw = 'start\tend\ttext\n0\t900\ta\tb\nx\t1\ty\n900\n1000\t2000\tc'
+    found, unread = read(raw, 'a.tsv')
+    assert texts((found, 0)) == ['a b', 'c'] and unread == 2
 
 
 @pytest.fixture
