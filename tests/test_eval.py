@@ -438,3 +438,102 @@ def test_captions_and_paintings_on_request(
         caption.main(model, k)
     with pytest.raises(SystemExit, match='needs --query'):
         paint.main(model, k)
+
+
+# --- doors out ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope='module')
+def exported(trained):
+    done = evaluate(f'--run={trained}', '--task=export', '--checkpoint=latest')
+    assert done.returncode == 0, done.stderr
+    return trained / 'export'
+
+
+def test_what_is_exported_is_a_moment_a_row(scenes, trained, exported):
+    z = np.load(exported / 'embeddings.npy')
+    rows = [json.loads(line) for line in open(exported / 'moments.jsonl')]
+    assert len(z) == len(rows) > 90
+    model, k = opened(trained, checkpoint='latest')
+    at = next(i for i, row in enumerate(rows) if row['split'] == 'val')
+    val = open_sets(k.data_dir, k.dataset, 'val', model.config, model.vocab.numpy(), k.context_s)[0]
+    patches = val.pictures(np.array([0]), model.config, 'cpu')
+    with torch.no_grad():
+        wanted = model.image_embedding(patches)[0].numpy()
+    assert np.allclose(z[at], wanted, atol=1e-3)
+    start, length = val.spans(np.array([0]))
+    assert rows[at]['text'] == val.text(start[0], length[0])
+    assert rows[at]['start'] == val.frames[0]['t_ms'] / 1000
+
+
+@pytest.mark.parametrize('objectives', ['itc', 'itc, all layers', 'mim'])
+def test_timm_says_the_same_of_a_picture(objectives, tmp_path):
+    """Strictly loaded, to 1e-5; its transform sees what ours does."""
+    timm = pytest.importorskip('timm')
+    from safetensors.torch import save_file
+    from runs.export import vit_of
+
+    settings = (
+        dict(mlm=0.0, itc=0.0, mim=1.0) if objectives == 'mim' else dict(itc=1.0, proj_dim=24)
+    )
+    if 'all' in objectives:
+        settings |= dict(n_unimodal=0)
+    model = tiny(**settings)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(torch.randn_like(p) * 0.05)
+    model.pixel_mean += torch.tensor([0.1, -0.2, 0.0])
+    state, about = vit_of(model)
+    save_file(state, tmp_path / 'model.safetensors', dict(format='pt'))
+    (tmp_path / 'config.json').write_text(json.dumps(about))
+    vit = timm.create_model(f'local-dir:{tmp_path}', pretrained=True).eval()
+    again = timm.create_model(
+        about['architecture'], num_classes=about['num_classes'], **about['model_args']
+    )
+    again.load_state_dict(state, strict=True)
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8))
+    transform = timm.data.create_transform(**timm.data.resolve_data_config(model=vit))
+    x = transform(picture)[None]
+    patches = model.read_pictures([picture])
+    with torch.no_grad():
+        ours = model.normalise(patches)
+        assert torch.allclose(models.patchify(x.permute(0, 2, 3, 1), 8), ours, atol=1e-5)
+        if objectives == 'mim':
+            states = model.fuse(None, model.see(ours), None)[1]
+            assert torch.allclose(vit.forward_features(x), states, atol=1e-5)
+        else:
+            theirs = torch.nn.functional.normalize(vit(x), dim=-1)
+            assert torch.allclose(theirs, model.image_embedding(patches), atol=1e-5)
+        assert torch.equal(vit(x), again.eval()(x))
+
+
+def test_clip_benchmark_finds_the_same_recalls(scenes, trained):
+    metric = pytest.importorskip('clip_benchmark.metrics.zeroshot_retrieval')
+    from runs.export import clip
+
+    model, k = opened(
+        trained, checkpoint='latest', candidates=60, rerank=0, n_pictures=2, split='train', seed=0
+    )
+    data = train_split(model, k)
+    ids, start, length = data.pairs(1000)
+    said = [data.text(a, n) for a, n in zip(start, length)]
+    # equal texts tie, which is luck there; read as a text, a comma begins with a space
+    once = [said.index(text) for text in sorted(set(said)) if text[0].isalnum()]
+    ids, start, length = ids[once], start[once], length[once]
+    both, transform, tokenizer = clip(trained / 'latest.pt')
+    pixels = unpatchify(np.array(data.patches[ids]), 8)
+    pairs = [
+        (transform(Image.fromarray(x)), [data.text(a, n)]) for x, a, n in zip(pixels, start, length)
+    ]
+    batches = [
+        (torch.stack([x for x, _ in pairs[i : i + 16]]), [t for _, t in pairs[i : i + 16]])
+        for i in range(0, len(pairs), 16)
+    ]
+    theirs = metric.evaluate(both, batches, tokenizer, 'cpu', amp=False, recall_k_list=[1, 5, 10])
+    with torch.no_grad():
+        ours = evaluation.retrieval(model, data, (ids, start, length), k)
+    assert len(ids) > 40 and 0.1 < ours['t2i_r1'] < 1
+    for n in 1, 5, 10:
+        there = theirs[f'image_retrieval_recall@{n}'], theirs[f'text_retrieval_recall@{n}']
+        here = ours[f't2i_r{n}'], ours[f'i2t_r{n}']
+        assert np.allclose(here, there)
