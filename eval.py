@@ -367,7 +367,7 @@ def patches(model, data, pairs, k):
         out |= truths.colours(data, pairs, real, painted, k.truth)
     return out
 
-def pictures(model, data, pairs, k):
+def pictures(model, data, pairs, k, path=None):
     """One row a frame: original, what the model sees of it, what it paints from that and the words,
     what from the words alone; what was said, and what it writes from the picture."""
     c = model.config
@@ -390,7 +390,7 @@ def pictures(model, data, pairs, k):
     rows = []
     for said, *patches in zip(text, *columns.values()):
         rows.append([*(as_picture(x, c.patch_size) for x in patches), said])
-    sheet([*columns, 'words'], rows, Path(k.run) / 'pictures.png')
+    sheet([*columns, 'words'], rows, path or Path(k.run) / 'pictures.png')
     return {}
 
 # ----------------------------------------------------------------------------------------------

@@ -32,6 +32,7 @@ from runs.cost import cost, print_cost
 from runs.log import Log
 from runs.machine import LOCAL_RANK, RANK, WORLD, meet, open_device, say
 from runs.muon import Muon
+from runs.samples import draw
 
 # I/O
 out_dir = 'out/run'              # latest.pt, best.pt, config.json, log.jsonl
@@ -43,7 +44,9 @@ eval_iters = 8                   # batches of the validation losses
 keep_interval = 0                # also keep a checkpoint of its own every so many iterations
 best_by = 'val/loss'             # best.pt is kept by this entry of the log; r1: more is better
 count_flops: bool | None = None  # log TFLOP/s, and MFU where the peak is known; None: on CUDA only
+n_samples = 4                    # held-out frames drawn at each validation: out_dir/samples
 wandb_project: str | None = None     # log there too
+tensorboard = False              # and for tensorboard --logdir=out_dir
 dry_run = False                  # only print what the model costs
 # data
 dataset = 'scenes'               # data/<dataset>; several: a,b
@@ -462,7 +465,7 @@ def main():  # noqa: C901, PLR0914, PLR0915  (nanoGPT's loop, read in one piece)
     at_least(globals(), log_interval=1, eval_iters=1, prefetch=1, gradient_accumulation_steps=1,
              batch_size=1, eval_interval=0, keep_interval=0, max_iters=0, warmup_iters=0, seed=0,
              overfit=0, tflop_budget=0, learning_rate=0, min_lr=0, weight_decay=0, grad_clip=0,
-             context_s=0, min_scale=.01, jitter=0, turn=0)
+             context_s=0, min_scale=.01, jitter=0, turn=0, n_samples=0)
     shares(globals(), 'beta1', 'beta2')
     if dry_run:
         return cost_of_config()
@@ -507,6 +510,8 @@ def main():  # noqa: C901, PLR0914, PLR0915  (nanoGPT's loop, read in one piece)
             if val_sets and eval_interval and not leave:
                 entry = validate(model, val_sets, dev, autocast)
                 log.validation(it, entry)
+                if n_samples and RANK == 0:
+                    draw(model, val_sets[0], pairs_of(val_sets[0]), n_samples, out_dir, it)
                 value = measure(entry)
                 if it and value < best:
                     best = value

@@ -1,4 +1,4 @@
-"""What a training run writes down: out_dir/log.jsonl, the lines of the screen, wandb."""
+"""What a training run writes down: out_dir/log.jsonl, the screen's lines, wandb, TensorBoard."""
 import json, os, shutil, subprocess, sys, time
 from pathlib import Path
 
@@ -38,6 +38,7 @@ class Log:
         self.lines = [line for line in whole if json.loads(line)['iter'] < start]
         self.pending = True              # these lines are not yet what is in the file
         self.wandb = self.open_wandb(anew)
+        self.tensorboard = self.open_tensorboard()
         if not anew:
             self.begin()
 
@@ -57,6 +58,15 @@ class Log:
         except Exception as e:
             sys.exit(f'error: --wandb_project={project}: {type(e).__name__}: '
                      f'{str(e).splitlines()[0]}')
+
+    def open_tensorboard(self):
+        if not self.config['tensorboard'] or RANK:
+            return None
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            sys.exit('error: --tensorboard needs its package: pip install tensorboard')
+        return SummaryWriter(self.out / 'tensorboard', purge_step=self.start)
 
     def begin(self):
         """The former run of the folder is over: its best weights go, and its later lines."""
@@ -96,6 +106,9 @@ class Log:
             self.put('log.jsonl', line + '\n', 'a')
         if self.wandb:
             self.wandb.log(entry, step=entry['iter'])
+        if self.tensorboard:
+            for name, value in entry.items():
+                self.tensorboard.add_scalar(name, value, entry['iter'])
 
     def validation(self, it, entry):
         self.write(dict(iter=it) | entry)

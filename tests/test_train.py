@@ -3,6 +3,7 @@
 import json, math, os, random, re, shutil, signal, subprocess, sys, time, types
 from pathlib import Path
 import numpy as np
+from PIL import Image
 import pytest
 import torch
 import train
@@ -37,6 +38,7 @@ TINY = dict(
     batch_size=32,
     max_iters=12,
     warmup_iters=4,
+    n_samples=0,
     eval_interval=4,
     eval_iters=2,
     log_interval=2,
@@ -1206,3 +1208,41 @@ def test_a_full_disk_keeps_the_former_checkpoint(tmp_path, monkeypatch, capsys):
         and 'No space left' in capsys.readouterr().out
         and len(list(tmp_path.iterdir())) == 1
     )
+
+
+def test_samples_are_drawn_and_change_nothing(scenes, knob, tmp_path, monkeypatch):
+    """A picture a validation, of held-out frames; the steps are the same to the bit."""
+    logs = [
+        run(knob, scenes, tmp_path / str(n), max_iters=4, eval_interval=2, n_samples=n)
+        for n in (0, 3)
+    ]
+    losses = [[x['loss'] for x in log if 'loss' in x] for log in logs]
+    assert losses[0] == losses[1] and not (tmp_path / '0/samples').exists()
+    drawn = sorted((tmp_path / '3/samples').iterdir())
+    assert [p.name for p in drawn] == ['000000.png', '000002.png', '000004.png']
+    pixels = [np.asarray(Image.open(p)) for p in drawn]
+    assert pixels[0].std() > 20 and (pixels[0] != pixels[2]).any(), 'it learns'
+
+    def full(*_):
+        raise OSError(28, 'No space left on device')
+
+    monkeypatch.setattr('eval.sheet', full)
+    log = run(knob, scenes, tmp_path / 'full', max_iters=2, eval_interval=2, n_samples=1)
+    assert sum('loss' in x for x in log) == 2
+
+
+def test_tensorboard_has_what_the_log_has(scenes, knob, tmp_path):
+    pytest.importorskip('tensorboard')
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for max_iters in 4, 6:  # it goes on
+        log = run(knob, scenes, tmp_path, tensorboard=True, max_iters=max_iters, log_interval=2)
+    events = EventAccumulator(str(tmp_path / 'tensorboard')).Reload()
+    there = [(e.step, pytest.approx(e.value, rel=1e-5)) for e in events.Scalars('loss')]
+    assert [(x['iter'], x['loss']) for x in log if 'loss' in x] == there
+
+
+def test_tensorboard_that_is_absent_is_one_line(scenes, knob, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'torch.utils.tensorboard', None)
+    with pytest.raises(SystemExit, match='pip install tensorboard'):
+        run(knob, scenes, tmp_path, tensorboard=True, max_iters=1)
