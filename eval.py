@@ -23,9 +23,9 @@ from data.arrays import CAPTIONS, Frames, open_sets, unpatchify
 from data.pictures import as_picture, evenly, sheet
 from data.scenes import truth as truths
 from model import take
-from runs.caption import as_text
 from runs.machine import open_device
 from runs.paint import to_pixels
+from runs.pictures import reconstruct, repainting
 from runs.table import compare, tell
 from runs.unlearned import unlearned
 
@@ -36,6 +36,7 @@ data_dir = ''                    # where the sets lie by now; default: where the
 split: Literal['test', 'val', 'train'] = 'test'
 task = 'retrieval,words,patches,keywords,writing,ground,pictures,curves'    # or a file of runs/
 candidates = 1000                # pairs to retrieve among, at most: their words do not overlap
+distinct = False                 # of pictures with the same words only one: many drew an arrow
 rerank = 16                      # itm looks again at so many of itc's best
 table = ''                       # a pattern of run folders to compare, instead of --run
 truth = ''                       # folder with NAME.json per video: what is to be seen when
@@ -47,6 +48,7 @@ device = 'auto'
 
 MATRIX = 1000                    # pictures that are told from all texts by likelihood,
 MATCHED = 200                    # by itm, without itc to choose the best by
+JUDGED = 'candidates', 'distinct', 'truth'       # the settings that numbers hang on
 
 # ----------------------------------------------------------------------------------------------
 # the run
@@ -73,11 +75,6 @@ def partners(data, ids, right, other):
     own = np.arange(len(ids))
     far = np.roll(own, len(ids) // 2)
     return {right: own} | ({other: far} if (video[far] != video).all() else {})
-
-def repainting(c):
-    """Parts that paint removed patches from those that stay."""
-    parts = [models.PARTS[name] for name in c.plan]
-    return [part for part in parts if part.paints and part.sees]
 
 # ----------------------------------------------------------------------------------------------
 # retrieval
@@ -187,7 +184,7 @@ def protocol(data, pairs, kept, k):
         rule = f'frames whose words do not overlap, context {k.context_s} s'
     return dict(candidates=n, texts=m, chance_r1=1 / n, distinct_texts=len(said),
                 protocol=f'{k.split} split of {data.path.name}, {n} pictures, {m} texts, '
-                         f'weights: {k.checkpoint}, {rule}')
+                         f'weights: {k.checkpoint}, {rule}' + ', all differ' * k.distinct)
 
 def by_contrast(kept, way, n_best):
     """By the dot product -> {name: number}; rank (q,), best candidates (q, n_best) of queries."""
@@ -304,23 +301,6 @@ def word_numbers(total, said):
         out['alignment_bits'] = out['mlm_bits_shuffled'] - out['mlm_bits_right']
     return out | dict(mlm_acc_commonest=(said.max() / said.sum()).item(), masked_tokens=n)
 
-def reconstruct(model, patches, tokens, pad, noise):
-    """-> every patch (B, N, P), painted from keep_lo of them and, where it has learned that, the
-    words; mask (B, N), 1 = removed."""
-    c = model.config
-    x = model.normalise(patches)
-    ids_keep = noise[:, :c.n_patches].argsort(1)[:, :max(1, round(c.n_patches * c.keep_lo))]
-    if any(part.words for part in repainting(c)):
-        text = model.read(tokens, pad)
-    else:
-        text = pad = None
-    text, image, _ = model.fuse(text, model.see(x, ids_keep), pad)
-    painted = model.predictor(text, model.predictor.canvas(image[:, 1:], ids_keep), pad).float()
-    if c.mim_target == 'norm_pix':         # each patch is given its true statistics: labelled so
-        painted = painted * (x.var(2, keepdim=True) + 1e-6).sqrt() + x.mean(2, keepdim=True)
-    gone = torch.ones(x.shape[:2], device=x.device).scatter(1, ids_keep, 0.)
-    return to_pixels(model, painted), gone
-
 def psnr(squares):
     """Squared errors of pixels in [0, 1] -> dB of their mean."""
     return -10 * math.log10(max(float(np.mean(squares)), 1e-10))
@@ -367,36 +347,10 @@ def patches(model, data, pairs, k):
         out |= truths.colours(data, pairs, real, painted, k.truth)
     return out
 
-def pictures(model, data, pairs, k, path=None):
-    """One row a frame: original, what the model sees of it, what it paints from that and the words,
-    what from the words alone; what was said, and what it writes from the picture."""
-    c = model.config
-    pick = evenly(len(pairs[0]), k.n_pictures)
-    pairs = [column[pick] for column in pairs]
-    _, x, tokens, pad, noise = next(data.batches(pairs, c, model.vocab.device, len(pick)))
-    columns = dict(original=x.float() / 255)
-    if c.has('mim') and repainting(c):
-        painted, gone = reconstruct(model, x, tokens, pad, noise)
-        gone = gone[..., None].bool()
-        columns['visible part'] = torch.where(gone, .75, columns['original'])
-        how = ' (true patch statistics)' if c.mim_target == 'norm_pix' else ' from it + words'
-        columns['painted' + how] = torch.where(gone, painted, columns['original'])
-    if c.has('mim') and c.any('paints_all') and c.mim_target == 'pixels':
-        columns['from words alone'] = to_pixels(model, model.paint(tokens, pad))
-    text = [f'said: {data.text(start, length)}' for start, length in zip(*pairs[1:])]
-    if c.has('mlm') and c.any('writes_all'):
-        for i, written in enumerate(model.write(x, min(k.write_length, c.text_len))):
-            text[i] += f'\n\nwritten from the picture: {as_text(model, written)}'
-    rows = []
-    for said, *patches in zip(text, *columns.values()):
-        rows.append([*(as_picture(x, c.patch_size) for x in patches), said])
-    sheet([*columns, 'words'], rows, path or Path(k.run) / 'pictures.png')
-    return {}
-
 # ----------------------------------------------------------------------------------------------
 # tasks
 
-JUDGES = dict(retrieval=retrieval, words=words, patches=patches, pictures=pictures)
+JUDGES = dict(retrieval=retrieval, words=words, patches=patches)
 
 def find_tasks(argv):
     """The last --task of a command line or its files -> {name: a judge of this file, or a module of
@@ -440,7 +394,7 @@ def main(config, tasks):
     if not sets:
         sys.exit(f'error: the {k.split} split of {k.dataset} has no frame with words; '
                  'take another --split, or prepare more videos')
-    pairs = sets[0].pairs(k.candidates)
+    pairs = sets[0].pairs(k.candidates, k.distinct)
 
     # what was judged before, of the same weights and frames, stays
     path = Path(k.run) / (f'eval-{k.dataset}.json' if config['dataset'] else 'eval.json')
@@ -455,7 +409,7 @@ def main(config, tasks):
     for name, judge in tasks.items():
         found = tell(getattr(judge, 'judge', judge)(model, sets[0], pairs, k))
         if found:                # pictures and curves find no numbers
-            results[name] = found | dict(judged=dict(candidates=k.candidates, truth=k.truth))
+            results[name] = found | dict(judged={knob: config[knob] for knob in JUDGED})
         path.write_text(json.dumps(results, indent=1, allow_nan=False))
     print(f'wrote {path}')
 

@@ -32,7 +32,7 @@ from runs.cost import cost, print_cost
 from runs.log import Log
 from runs.machine import LOCAL_RANK, RANK, WORLD, meet, open_device, say
 from runs.muon import Muon
-from runs.samples import draw
+from runs.pictures import sample
 
 # I/O
 out_dir = 'out/run'              # latest.pt, best.pt, config.json, log.jsonl
@@ -511,7 +511,7 @@ def main():  # noqa: C901, PLR0914, PLR0915  (nanoGPT's loop, read in one piece)
                 entry = validate(model, val_sets, dev, autocast)
                 log.validation(it, entry)
                 if n_samples and RANK == 0:
-                    draw(model, val_sets[0], pairs_of(val_sets[0]), n_samples, out_dir, it)
+                    sample(model, val_sets[0], pairs_of(val_sets[0]), n_samples, out_dir, it)
                 value = measure(entry)
                 if it and value < best:
                     best = value

@@ -183,15 +183,17 @@ class Frames:
         """The words of one span, for people."""
         return gpt2_encoding().decode(self.tokens[start:start + length].tolist()).strip()
 
-    def pairs(self, limit):
-        """For retrieval: of each video the frames whose words do not overlap, evenly thinned to
-        `limit` -> ids, start, length."""
+    def pairs(self, limit, distinct=False):
+        """For retrieval: of each video the frames whose words do not overlap, of equal words only
+        the first if `distinct`, evenly thinned to `limit` -> ids, start, length."""
         ids = np.sort(self.usable)
         start, length = self.all_spans(ids)
-        keep, end = [], 0
+        keep, end, said = [], 0, set()
         for i in range(len(ids)):                                      # spans rise with the frames
-            if start[i] >= end:
+            words = self.tokens[start[i]:start[i] + length[i]].tobytes()
+            if start[i] >= end and not (distinct and words in said):
                 keep.append(i)
+                said.add(words)
                 end = start[i] + length[i]
         thin = np.linspace(0, len(keep) - 1, min(limit, len(keep))).round().astype(int)
         keep = np.array(keep, int)[thin]

@@ -17,7 +17,7 @@ import torch
 import model as models
 from data.arrays import open_sets
 from data.splits import SPLITS
-from runs import search
+from runs.moments import frame_embeddings, row_of
 
 def vit_of(model):
     """-> {name: weight} of the picture encoder by timm's names, what timm is to be told of it."""
@@ -59,7 +59,7 @@ def main(model, k):
     vocab = model.vocab.cpu().numpy()
     parts = [data for split in SPLITS for data in
              open_sets(k.data_dir, k.dataset, split, model.config, vocab, k.context_s)]
-    embeddings = [search.frame_embeddings(model, data, k) for data in parts]
+    embeddings = [frame_embeddings(model, data, k) for data in parts]
     np.save(folder / 'embeddings.npy', np.concatenate(embeddings))
     with open(folder / 'moments.jsonl', 'w', encoding='utf-8') as file:
         for data in parts:
@@ -71,7 +71,7 @@ def moments(data):
     """Yield what there is to say of each frame of a part, in order."""
     start, length = data.all_spans(np.arange(len(data.frames)))
     for i, frame in enumerate(data.frames):
-        row = search.row_of(data, frame['video'])
+        row = row_of(data, frame['video'])
         yield dict(dataset=data.path.name, split=data.split, key=row['key'], title=row['title'],
                    source=row['url'] or row['source'], start=int(frame['t_ms']) / 1000,
                    end=int(frame['t_end_ms']) / 1000, text=data.text(start[i], length[i]))

@@ -9,8 +9,8 @@ python data/icons/prepare.py
 python prepare.py --pairs=data/icons/pairs --dataset=icons --image_size=80 --patch_size=8
 python prepare.py --pairs=data/icons/hands --dataset=icons_hands --image_size=80 --patch_size=8
 python train.py config/icons.py "$@"
-python eval.py --run=out/icons --split=test
-python eval.py --run=out/icons --split=test --dataset=icons_hands
+python eval.py --run=out/icons --distinct
+python eval.py --run=out/icons --distinct --dataset=icons_hands
 for query in 'a sailing boat' 'a warning triangle' 'a bicycle' 'a cup of coffee'; do
-    python eval.py --run=out/icons --split=test --task=search --query="$query"
+    python eval.py --run=out/icons --task=search --by=seen --query="$query"
 done

@@ -8,19 +8,15 @@
 The embedding of every frame, and the index of all that is said, are made once, and kept in
 out/<run>/search/.
 """
-import base64, fcntl, hashlib, io, json, linecache, re, sys
+import base64, sys
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Literal
 
-import numpy as np
-
 from configurator import at_least
-from data.arrays import CAPTIONS, Frames, open_sets, unpatchify
 from data.pictures import open_pictures
-from data.splits import SPLITS
-from runs.said import best_said, marked, open_said, said_at, text_of
+from runs.moments import answer, jpeg_of, open_index, printable, template
+from runs.serve import serve
 
 @dataclass
 class Knobs:
@@ -32,173 +28,6 @@ class Knobs:
     serve: bool = False          # as a page that answers, and plays the videos: http://host:port
     host: str = '127.0.0.1'      # 0.0.0.0: whoever reaches this machine may search, too
     port: int = 8000             # 0: any that is free
-
-RANK = 60                        # reciprocal rank fusion: a rank counts 1 / (RANK + rank)
-
-# ----------------------------------------------------------------------------------------------
-# embeddings of all frames
-
-def frame_embeddings(model, data, k):
-    """-> (n, proj_dim) float16, memory-mapped; goes on after Ctrl-C."""
-    which = f'{data.path.name}-{data.split}'
-    made_of = f"{k.weights} {data.meta['arrays'][f'{data.split}_patches.bin']['sha256']}"
-    digest = hashlib.sha256(made_of.encode()).hexdigest()[:12]
-    name = Path(k.run) / 'search' / f'{which}-{digest}.bin'
-    if not name.exists():
-        name.parent.mkdir(exist_ok=True)
-        with open(name.with_suffix('.part'), 'ab') as f:
-            fcntl.flock(f, fcntl.LOCK_EX)                              # a second search waits
-            if not name.exists():
-                embed_frames(model, data, f, k.batch_size)
-                for old in name.parent.glob(f'{which}-*.bin'):         # of other weights
-                    old.unlink()
-                name.with_suffix('.part').rename(name)
-    return np.memmap(name, np.float16, 'r').reshape(-1, model.config.proj_dim)
-
-def embed_frames(model, data, f, batch_size):
-    """Append to f what it lacks of the embeddings of all frames."""
-    from tqdm import tqdm
-    n, row = len(data.frames), 2 * model.config.proj_dim               # bytes
-    done = f.tell() // row
-    f.truncate(row * done)
-    for i in tqdm(range(done, n, batch_size), 'frames', disable=None):
-        ids = np.arange(i, min(i + batch_size, n))
-        z = model.image_embedding(data.pictures(ids, model.config, model.vocab.device))
-        f.write(z.half().cpu().numpy().tobytes())
-
-def nearest(embeddings, query, n, chunk=1 << 16):
-    """Rows of (frames, d) closest to query (d,) -> ids (n,), cosines (n,), best first; a chunk at a
-    time is in memory."""
-    ids, scores = np.zeros(0, np.int64), np.zeros(0, np.float32)
-    for i in range(0, len(embeddings), chunk):
-        score = embeddings[i:i + chunk].astype(np.float32) @ query
-        best = np.argpartition(-score, min(n, len(score)) - 1)[:n]
-        ids = np.concatenate([ids, best + i])
-        scores = np.concatenate([scores, score[best]])
-        order = np.argsort(-scores, kind='stable')[:n]
-        ids, scores = ids[order], scores[order]
-    return ids, scores
-
-# ----------------------------------------------------------------------------------------------
-# what fits
-
-def open_index(model, k):
-    """-> parts, a split of a set each; z, the embeddings of each; said; model. What k.by does not
-    need is None."""
-    names = k.dataset.split(',')
-    if model is None:
-        parts = [Frames(Path(k.data_dir) / name, split, silent=True)
-                 for split in SPLITS for name in names]
-    else:
-        vocab = model.vocab.cpu().numpy()
-        parts = [data for split in SPLITS for data in
-                 open_sets(k.data_dir, k.dataset, split, model.config, vocab, k.context_s)]
-    parts = [data for data in parts if len(data.frames)]
-    if not parts:
-        sys.exit(f'error: {k.dataset} has no frame with words; prepare more videos')
-    z, said = [None] * len(parts), None
-    if k.by != 'said':
-        z = [frame_embeddings(model, data, k) for data in parts]
-    if k.by != 'seen':
-        kept = parts[0].path.parent if model is None else Path(k.run)
-        said = open_said(parts, kept / 'search')
-    return SimpleNamespace(parts=parts, z=z, said=said, model=model)
-
-def find(index, k, query, wanted, only=None):
-    """The best moments for words, and an embedding (d,) of them or a picture; '' and None: not by
-    these. only: part, first and last + 1 of the frames to look at. Frames are ranked by what is
-    seen, passages by what is said, and each counts by its ranks."""
-    seen, said = [], []
-    for i, z in enumerate(index.z):
-        first, end = 0, len(index.parts[i].frames)
-        if only:
-            first, end = only[1:] if only[0] == i else (0, 0)
-        if wanted is not None and z is not None and end > first:
-            frames, cosines = nearest(z[first:end], wanted, 8 * k.top)
-            seen += zip(-cosines, [i] * len(frames), first + frames)
-    if query and index.said:
-        passages, _ = best_said(index.said, query, 8 * k.top, only)
-        said = index.said.passages[passages]
-
-    found = {}
-    for rank, (_, part, frame) in enumerate(sorted(seen)[:8 * k.top]):
-        found[part, int(frame)] = [1 / (RANK + rank), None]
-    for rank, passage in enumerate(said):
-        hit = found.setdefault((int(passage['part']), int(passage['frame'])), [0., passage])
-        hit[0] += 1 / (RANK + rank)
-        hit[1] = passage if hit[1] is None else hit[1]
-    best = sorted(found, key=lambda at: -found[at][0])
-    moments = [moment(index, *at, found[at][1], query, wanted) for at in best[:4 * k.top]]
-    return choose(moments, k.top)
-
-def choose(moments, top):
-    """The best, of those of a video within 5 s only one."""
-    chosen, taken = [], {}
-    for m in moments:
-        near = taken.setdefault((m['part'], m['video']), [])
-        if len(chosen) < top and all(abs(m['at'] - other) >= 5 for other in near):
-            near.append(m['at'])
-            chosen.append(m)
-    return chosen
-
-def matched_again(model, query, moments):
-    """As the joint layers judge words and picture together, the best first."""
-    import torch
-    tokens, pad = model.tokenise([query])
-    pictures = torch.cat([m['data'].pictures(np.array([m['frame']]), model.config, pad.device)
-                          for m in moments])
-    n = len(moments)
-    text, pad = model.read(tokens, pad).expand(n, -1, -1), pad.expand(n, -1)
-    fused, _, _ = model.fuse(text, model.see(model.normalise(pictures)), pad)
-    score = model.itm_head(fused[:, 0]).float()
-    return [moments[i] for i in (score[:, 1] - score[:, 0]).argsort(descending=True)]
-
-# ----------------------------------------------------------------------------------------------
-# moments, for people
-
-def printable(text):
-    """Without line ends, control sequences of a terminal, and halves of characters."""
-    return re.sub(' +', ' ', ''.join(c if c.isprintable() else ' ' for c in text))
-
-def row_of(data, video):
-    """-> what videos.jsonl says of a video of a part."""
-    line = int(data.videos[video]['row']) + 1
-    return json.loads(linecache.getline(str(data.path / 'videos.jsonl'), line))
-
-def moment(index, part, i, passage, query, wanted):
-    """Frame i of a part, what is said there -> what there is to say of it."""
-    data = index.parts[part]
-    frame = data.frames[i]
-    video, row = data.videos[frame['video']], row_of(data, frame['video'])
-    at = int(frame['t_ms'])
-    if passage is None:
-        start, length = data.spans(np.array([i]))
-        words = [(data.text(start[0], length[0]), False)]
-        if query and index.said:
-            words, _ = marked(words[0][0], query, index.said.stems)
-    else:
-        text, begins = text_of(data, passage)
-        words, first = marked(text, query, index.said.stems)
-        at = max(at, said_at(data, passage, begins, first))
-    cosine = None
-    if wanted is not None and index.z[part] is not None:
-        cosine = float(index.z[part][i].astype(np.float32) @ wanted)
-    still = bool(video['flags'] & CAPTIONS)                            # a picture has no time
-    return dict(part=part, frame=i, video=int(frame['video']), data=data, row=row, cosine=cosine,
-                at=at // 1000, still=still, clock=f'{at // 60_000}:{at // 1000 % 60:02d}',
-                title=printable(row['title'] or row['source']).strip(),
-                link=link_of(row, at // 1000, still),
-                words=[(printable(piece), of_it) for piece, of_it in words])
-
-def link_of(row, seconds, still):
-    """-> where it can be seen: at its site, or the file; '' if neither."""
-    link = row['url'] or ''
-    if not link and Path(row['source']).exists():
-        link = Path(row['source']).resolve().as_uri()
-    if not still:
-        at = '#t=' if link.startswith('file:') else '&t=' if '?' in link else '?t='
-        link += f'{at}{seconds}'
-    return printable(link) if re.match('(https?|file)://', link) else ''
 
 def main(model, k):
     at_least(vars(k), top=1, port=0)
@@ -212,7 +41,6 @@ def main(model, k):
                      'by; take a run with --itc=1, or --by=said')
         k.by = 'said'
     if k.serve:
-        from runs.serve import serve
         return serve(open_index(model, k), k)
     if bool(k.query.strip()) == bool(k.image):
         sys.exit('error: search needs --query="words" or --image=picture.jpg, or --serve')
@@ -228,35 +56,6 @@ def main(model, k):
         print('            ' + ''.join(f'*{w}*' if of_it else w for w, of_it in m['words'])[:150])
     if k.page:
         write_page(moments, k)
-
-def answer(index, k, query, by, picture=None, only=None):
-    """The moments for words or a PIL picture."""
-    wanted, words = None, query if by != 'seen' else ''
-    if by != 'said' and index.model is not None:
-        model = index.model
-        wanted = model.encode_image(picture) if picture else model.encode_text(query)
-        wanted = wanted.float().cpu().numpy()
-    moments = find(index, k, words, wanted, only)
-    again = k.rerank if 'rerank' in k._source else 0                   # a default of retrieval
-    if again and query and moments and by != 'said' and index.model.config.has('itm'):
-        moments[:again] = matched_again(index.model, query, moments[:again])
-    return moments
-
-def jpeg_of(data, i):
-    """A stored frame -> bytes of a JPEG."""
-    from PIL import Image
-    side = max(data.meta['image_size'], 160)
-    pixels = unpatchify(np.array(data.patches[i])[None], data.meta['patch_size'])[0]
-    file = io.BytesIO()
-    picture = Image.fromarray(pixels).resize((side, side), Image.Resampling.BICUBIC)
-    picture.save(file, 'JPEG', quality=85)
-    return file.getvalue()
-
-def template():
-    """search.html. Titles and words are not trusted: it escapes them."""
-    from jinja2 import Environment
-    page = Path(__file__).with_suffix('.html').read_text(encoding='utf-8')
-    return Environment(autoescape=True, trim_blocks=True).from_string(page)
 
 def write_page(moments, k):
     """<run>/search.html: one static file with pictures, links and the words around."""

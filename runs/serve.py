@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from data.arrays import CAPTIONS
-from runs import search
+from runs.moments import answer, find, jpeg_of, printable, row_of, template
 
 HEADERS = {
     'Content-Security-Policy':
@@ -36,7 +36,7 @@ def serve(index, k):
     hosts = ['*'] if k.host == '0.0.0.0' else ['127.0.0.1', 'localhost', '[::1]', k.host]
     app = Starlette(routes=routes, middleware=[Middleware(TrustedHostMiddleware, hosts)])
     app.state.index, app.state.k = index, k
-    app.state.template = search.template()
+    app.state.template = template()
     try:
         listen = socket.create_server((k.host, k.port))
     except (OSError, OverflowError) as e:
@@ -67,7 +67,7 @@ def page(request):
     from starlette.responses import HTMLResponse
     index, k = request.app.state.index, request.app.state.k
     asked = request.query_params
-    query = search.printable(asked.get('q', '')[:LONGEST]).strip()
+    query = printable(asked.get('q', '')[:LONGEST]).strip()
     ways = ['both', 'seen', 'said'] if k.by == 'both' else [k.by]
     by = asked['by'] if asked.get('by') in ways else k.by
     like = numbered(asked.get('like', ''), index, 'frames')
@@ -98,8 +98,8 @@ def found(index, k, query, by, like, only):
     span = (only[0], *frames_of(index, *only)) if only else None
     if like and index.z[like[0]] is not None:
         wanted = index.z[like[0]][like[1]].astype(np.float32)
-        return search.find(index, k, '', wanted, span)
-    return search.answer(index, k, query, by, only=span) if query else []
+        return find(index, k, '', wanted, span)
+    return answer(index, k, query, by, only=span) if query else []
 
 def beautify(m, index, query, by):
     """Adds the links of the page."""
@@ -125,7 +125,7 @@ def picture(request):
     index, at = request.app.state.index, request.path_params
     if at['part'] >= len(index.parts) or at['frame'] >= len(index.parts[at['part']].frames):
         return Response(status_code=404)
-    jpeg = search.jpeg_of(index.parts[at['part']], at['frame'])
+    jpeg = jpeg_of(index.parts[at['part']], at['frame'])
     keep = {'Cache-Control': 'max-age=3600'}
     return Response(jpeg, media_type='image/jpeg', headers=HEADERS | keep)
 
@@ -137,7 +137,7 @@ def video(request):
         return Response(status_code=404)
     data = index.parts[at['part']]
     about = data.videos[at['video']]
-    source = Path(search.row_of(data, at['video'])['source'])
+    source = Path(row_of(data, at['video'])['source'])
     if about['flags'] & CAPTIONS or not source.is_file():
         return Response(status_code=404)
     kind = mimetypes.guess_type(source.name)[0] or ''

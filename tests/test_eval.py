@@ -22,7 +22,7 @@ from test_train import command
 def opened(run, **settings):
     """-> model, k, as a task gets them."""
     k = dict(run=str(run), checkpoint='best', dataset='', data_dir='', device='cpu', batch_size=64)
-    return evaluation.open_run(k | dict(write_length=16) | settings)
+    return evaluation.open_run(k | dict(write_length=16, distinct=False) | settings)
 
 
 def train_split(model, k):
@@ -273,7 +273,7 @@ def test_a_set_that_moved_a_task_in_a_file_and_how_it_was_judged(scenes, untrain
     found = judge(file, '--task', 'words', '--candidates=9')
     assert found.keys() >= {'patches', 'words'} and 'curves' not in found
     assert [found[task]['judged']['candidates'] for task in ('patches', 'words')] == [7, 9]
-    assert settings(run)['judged: words'] == dict(candidates=9, truth='')
+    assert settings(run)['judged: words'] == dict(candidates=9, distinct=False, truth='')
     (tmp_path / 'broken.py').write_text('task = = 3')
     with pytest.raises(SystemExit, match='broken.py is broken'):
         judge(tmp_path / 'broken.py')

@@ -189,6 +189,20 @@ def test_no_other_program_is_started_for_a_picture(tmp_path):
         read_picture(tmp_path / 'a.png')
 
 
+def test_of_equal_words_one_is_judged_if_asked(tmp_path):
+    path = pairs_list(tmp_path, 6)
+    rows = [json.loads(line) for line in open(path)]
+    for row, said in zip(rows, ['an arrow', 'a boat', 'an arrow', 'a boat', 'a cat', 'an arrow']):
+        row |= dict(caption=[said, f'it shows {said}'], split='test')
+    open(path, 'w').write('\n'.join(map(json.dumps, rows)))
+    assert run(f'--pairs={path}', *args(tmp_path)).returncode == 0
+    data = Frames(tmp_path / 'data/set', 'test')
+    assert len(data.pairs(10)[0]) == 6
+    ids, start, length = data.pairs(10, distinct=True)
+    said = [data.text(a, n) for a, n in zip(start, length)]
+    assert sorted(said) == ['a boat', 'a cat', 'an arrow']
+
+
 def test_splits_are_given_or_by_the_hash_of_the_picture(tmp_path):
     (item,), _ = find_packs(pairs_list(tmp_path, 30))
     for i, (_, _, split) in enumerate(item['pairs']):

@@ -11,7 +11,7 @@ from conftest import ROOT, start, wait_for
 from data.arrays import CAPTIONS, Frames, unpatchify
 from data.shards import FRAME, VIDEO
 from data.tokens import EOT, gpt2_encoding
-from runs import search
+from runs import moments
 from runs.said import PASSAGE_S, best_said, marked, open_said, passages, said_at, stemmer, text_of
 from test_eval import evaluate
 
@@ -227,13 +227,13 @@ def test_both_counts_the_ranks(tmp_path):
     wanted = np.array([0.7, 0.5, 0.1, 0.2], np.float32)
     index = SimpleNamespace(parts=[talk], z=[z], said=open_said([talk], tmp_path))
     k = SimpleNamespace(top=4)
-    found = search.find(index, k, 'whale', wanted)
+    found = moments.find(index, k, 'whale', wanted)
     assert [m['frame'] for m in found[:2]] == [1, 2] and found[0]['cosine'] == pytest.approx(0.5)
     assert {m['frame'] for m in found} == {0, 1, 2, 3}
     assert found[0]['at'] == 11 and found[0]['link'] == 'https://x.org/v?t=11'
-    assert [m['frame'] for m in search.find(index, k, '', wanted)] == [0, 1, 3, 2]
-    assert [m['frame'] for m in search.find(index, k, 'whale', None)] == [2, 1]
-    assert [m['frame'] for m in search.find(index, k, 'whale', wanted, (0, 1, 2))] == [1]
+    assert [m['frame'] for m in moments.find(index, k, '', wanted)] == [0, 1, 3, 2]
+    assert [m['frame'] for m in moments.find(index, k, 'whale', None)] == [2, 1]
+    assert [m['frame'] for m in moments.find(index, k, 'whale', wanted, (0, 1, 2))] == [1]
 
 
 def test_what_is_said_is_found_without_a_run(scenes, tmp_path):
@@ -262,14 +262,14 @@ def test_the_joint_layers_judge_again_if_asked(scenes, trained):
     plain, again = evaluate(*asked, '--top=6'), evaluate(*asked, '--top=6', '--rerank=6')
     assert plain.returncode == again.returncode == 0, again.stderr
 
-    def moments(done):
+    def told(done):
         return [line.split()[:3] for line in done.stdout.splitlines() if 'scenes_' in line]
 
-    assert len(moments(plain)) == 6 and sorted(moments(plain)) == sorted(moments(again))
+    assert len(told(plain)) == 6 and sorted(told(plain)) == sorted(told(again))
     model = models.load(trained / 'latest.pt')
     data = Frames(scenes / 'data/scenes', 'train', 16, 0.0)
     some = [dict(data=data, frame=i) for i in range(5)]
-    order = [m['frame'] for m in search.matched_again(model, 'a red circle', some)]
+    order = [m['frame'] for m in moments.matched_again(model, 'a red circle', some)]
     tokens, pad = model.tokenise(['a red circle'])
     score = []
     for i in range(5):
@@ -459,7 +459,7 @@ def test_a_million_frames_are_searched_in_seconds(tmp_path):
     q = np.array(e[777_777], np.float32)
     e = np.load(tmp_path / 'e.npy', mmap_mode='r')
     began = time.perf_counter()
-    ids, scores = search.nearest(e, q, 160)
+    ids, scores = moments.nearest(e, q, 160)
     took = time.perf_counter() - began
     print(f'{took:.2f} s, {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.2f} GB')
     exact = np.concatenate([e[i : i + 50_000].astype(np.float32) @ q for i in range(0, n, 50_000)])

@@ -1226,7 +1226,7 @@ def test_samples_are_drawn_and_change_nothing(scenes, knob, tmp_path, monkeypatc
     def full(*_):
         raise OSError(28, 'No space left on device')
 
-    monkeypatch.setattr('eval.sheet', full)
+    monkeypatch.setattr('runs.pictures.sheet', full)
     log = run(knob, scenes, tmp_path / 'full', max_iters=2, eval_interval=2, n_samples=1)
     assert sum('loss' in x for x in log) == 2
 
