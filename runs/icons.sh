@@ -11,6 +11,29 @@ python prepare.py --pairs=data/icons/hands --dataset=icons_hands --image_size=80
 python train.py config/icons.py "$@"
 python eval.py --run=out/icons --distinct
 python eval.py --run=out/icons --distinct --dataset=icons_hands
-for query in 'a sailing boat' 'a warning triangle' 'a bicycle' 'a cup of coffee'; do
-    python eval.py --run=out/icons --task=search --by=seen --query="$query"
-done
+
+# written down before the first training run
+while read -r query; do
+    python eval.py --run=out/icons --task=search --by=seen --top=5 --query="$query" < /dev/null
+done << 'END'
+a sailing boat
+a warning triangle
+a bicycle
+a cup of coffee
+a birthday cake
+a snowflake
+an umbrella
+a cat
+a dog
+a tree
+a house with a heart
+a rocket
+a guitar
+a pair of scissors
+a key
+a shopping cart
+a broken heart
+a light bulb
+a calendar with a check mark
+an arrow turning left
+END

@@ -29,16 +29,17 @@ def bags(data, start, length):
     once = np.ones(len(rows), np.float32)
     return sparse.csr_matrix((once, (rows, tokens)), (len(length), 50257)).minimum(1)
 
-def unlearned(data, ids, texts):
+def unlearned(data, ids, texts, look=thumbnails):
     """Frames `ids` (n,); texts: start, length, owner (m,) -> z_image (n, U), z_text (m, U) of unit
-    length, owner; None where there is no training picture to look up."""
+    length, owner; None where there is no training picture to look up. look(data, ids) (n, D): what
+    is alike, of unit length."""
     taught = Frames(data.path, 'train', data.text_len, data.context_s)
     known = taught.usable
     if len(known) > TAUGHT:
         known = known[np.linspace(0, len(known) - 1, TAUGHT).astype(int)]
     if not len(known):
         return None
-    alike = thumbnails(data, ids) @ thumbnails(taught, known).T
+    alike = look(data, ids) @ look(taught, known).T
     if data.split == 'train':                      # nothing of the same video
         same = data.frames['video'][ids][:, None] == taught.frames['video'][known]
         alike[torch.from_numpy(same)] = -2
