@@ -198,23 +198,33 @@ def by_contrast(kept, way, n_best):
     return {f'{way}_{name}': v for name, v in recalls(rank).items()}, rank, torch.cat(top)
 
 def by_matching_again(model, kept, way, top, at_once):
-    """The matching head ranks the best candidates (q, n) again: no other can come first."""
-    _, label, _, other = sides(kept, way)
+    """The matching head ranks the best candidates (q, n) again, by itself and added to what itc
+    says: no other can come first."""
+    queries, label, keys, other = sides(kept, way)
     query = torch.arange(len(top))[:, None].expand_as(top)
     pair = (query, top) if way == 'i2t' else (top, query)
     logit = matching(model, kept, *(x.flatten() for x in pair), at_once).view(top.shape)
-    return {f'itm_{way}_r1': recalls(hits(logit, other[top] == label[:, None]))['r1']}
+    contrast = model.logit_scale.exp().cpu() * (queries[:, None] * keys[top]).sum(2)
+    same = other[top] == label[:, None]
+    return {f'itm_{way}_r1': recalls(hits(logit, same))['r1'],
+            f'itm_sum_{way}_r1': recalls(hits(logit + contrast, same))['r1']}
 
 def whole(name, score, model, kept, n, at_once):
-    """The first n pictures with all their m texts, as one matrix -> {name: number}; rank (m,), best
-    pictures (m, 5) of each text."""
+    """The first n pictures with all their m texts, as one matrix, by itself and added to what itc
+    says -> {name: number}; rank (m,), best pictures (m, 5) of each text."""
     some = (kept.owner < n).nonzero()[:, 0]
     own = kept.owner[some]
     matrix = score(model, kept, torch.arange(min(n, len(kept.image))), some, at_once)
     same = torch.arange(len(matrix))[:, None] == own
     rank = hits(matrix.T, same.T)
-    out = {f'{name}_i2t_r1': recalls(hits(matrix, same))['r1'],
-           f'{name}_t2i_r1': recalls(rank)['r1'], f'{name}_candidates': len(matrix)}
+    out = {f'{name}_candidates': len(matrix)}
+    scores = {name: matrix}
+    if kept.z_image is not None:
+        contrast = kept.z_image[:n] @ kept.z_text[some].T
+        scores[f'{name}_sum'] = matrix / matrix.std() + contrast / contrast.std()
+    for key, values in scores.items():
+        out[f'{key}_i2t_r1'] = recalls(hits(values, same))['r1']
+        out[f'{key}_t2i_r1'] = recalls(hits(values.T, same.T))['r1']
     return out, rank, matrix.T.topk(min(5, len(matrix))).indices
 
 def matching_matrix(model, kept, images, texts, at_once):

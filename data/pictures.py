@@ -57,14 +57,17 @@ def eight_bits(picture):
     return Image.fromarray(np.uint8((pixels - low) * 255 / (high - low or 1) + .5))
 
 def open_pictures(where):
-    """A file or a folder -> [(path, PIL picture)]; what cannot be read is told."""
-    found = []
+    """Yield (path, PIL picture) of a file or a folder's; what cannot be read is told."""
+    found = False
     paths = sorted(Path(where).iterdir()) if Path(where).is_dir() else [Path(where)]
     for path in paths:
         try:
-            found.append((path, read_picture(path)))
+            picture = read_picture(path)
         except ValueError as e:
             print(f'skipped: {e}', file=sys.stderr)
+            continue
+        found = True
+        yield path, picture
     if not found:
         sys.exit(f'error: no picture in {where!r}; give --image=picture.jpg or a folder')
     return found

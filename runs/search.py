@@ -46,7 +46,7 @@ def main(model, k):
         sys.exit('error: search needs --query="words" or --image=picture.jpg, or --serve')
     if k.image and k.by == 'said':
         sys.exit('error: a picture says nothing: --image needs --by=seen or both')
-    picture = open_pictures(k.image)[0][1] if k.image else None
+    picture = next(open_pictures(k.image))[1] if k.image else None
     moments = answer(open_index(model, k), k, k.query, k.by, picture)
     if not moments:
         sys.exit(f'error: nobody says a word of "{printable(k.query)}"')

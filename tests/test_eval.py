@@ -57,8 +57,9 @@ def test_a_trained_run_is_better_than_chance_and_draws_its_pictures(scenes, trai
         and min(r['i2t_r1'], r['t2i_r1']) > 8 * r['chance_r1']
     )
     assert r['i2t_r1'] <= r['i2t_r5'] <= r['i2t_r10'] <= 1
+    ranked = 'itm', 'itm_sum', 'likelihood', 'likelihood_sum'
     assert (
-        min(r['itm_i2t_r1'], r['itm_t2i_r1'], r['likelihood_i2t_r1'], r['likelihood_t2i_r1'])
+        min(r[f'{by}_{way}_r1'] for by in ranked for way in ('i2t', 't2i'))
         > 2 * r['chance_r1']
     )
     assert r['keyword_precision_voted'] > 0.5 and r['keyword_precision_any'] > 0.5

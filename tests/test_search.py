@@ -469,3 +469,34 @@ def test_a_million_frames_are_searched_in_seconds(tmp_path):
         and set(ids) == set(np.argsort(-exact)[:160])
         and (np.diff(scores) <= 0).all()
     )
+
+
+@pytest.mark.slow
+def test_a_million_frames_are_heard_in_seconds(tmp_path):
+    """15 words a frame: the index is made in minutes, a query takes at most 1.5 s and 1.5 GB."""
+    import resource, time
+
+    n, each = 1_000_000, 15
+    rng = np.random.default_rng(0)
+    words = [t for t in range(50256) if re.fullmatch(' [a-z]{4,}', gpt2_encoding().decode([t]))]
+    rank = (rng.pareto(0.7, n * each) * 20).astype(int) % len(words)  # a few are everywhere
+    talk = Talk(tmp_path)
+    talk.tokens = np.append(np.array(words, np.uint16)[rank], EOT).astype(np.uint16)
+    talk.times = np.arange(len(talk.tokens), dtype=np.uint32) * 100
+    talk.frames = np.zeros(n, FRAME)
+    talk.frames['t_ms'] = np.arange(n) * each * 100
+    talk.videos = np.array([(0, len(talk.tokens), 0, n, 0, 0, 0)], VIDEO)
+    began = time.perf_counter()
+    found = open_said([talk], tmp_path)
+    made = time.perf_counter() - began
+    assert len(found.passages) == n
+    began = time.perf_counter()
+    open_said([talk], tmp_path)
+    opened = time.perf_counter() - began
+    asked = ' '.join(gpt2_encoding().decode([words[i]]) for i in (0, 100, 5000))
+    began = time.perf_counter()
+    best, _ = best_said(found, asked, 160)
+    took = time.perf_counter() - began
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    print(f'made {made:.0f} s, opened {opened:.2f} s, asked {took:.2f} s, {memory:.2f} GB')
+    assert len(best) == 160 and took < 1.5
