@@ -29,7 +29,7 @@ def find_items(inputs, cfg, known, online=True):
     named = [found for name in inputs for found in expand(name, cfg.all_files)]
     items = {i['key']: i for i in named if isinstance(i, dict)}
     asked = {i.get('asked') for i in known}
-    refused = []
+    refused, whose = [], {}
     for path in named:
         if isinstance(path, dict):
             continue
@@ -42,6 +42,10 @@ def find_items(inputs, cfg, known, online=True):
                 continue
             row['title'] = path.stem
             item = row | find_file(path, cfg.language, cfg.captions)
+            other = whose.setdefault(item['sidecar'] or path, path)
+            if other.parent != path.parent:
+                sys.exit(f"error: {item['sidecar']} would be the captions of {other} and of "
+                         f'{path}: put captions beside the videos')
             first = items.setdefault(item['key'], item)
             if first['source'] != row['source']:
                 raise Bad('duplicate', f"{path}: the same file as {first['source']}")

@@ -79,8 +79,9 @@ def read_json(raw, count):
     for segment in told['segments'] if isinstance(told, dict) else told:
         try:
             begin, end, text = float(segment['start']), float(segment['end']), segment['text']
-            if not -1 < begin < end + 1 < 1e6 or not isinstance(text, str):
+            if not -1 < begin < end + 1 < 1e6:
                 raise ValueError
+            text = clean(text)                     # of what is no speech as a whole
             cues.append((max(0, begin), end, with_times(text, segment.get('words') or [])))
         except (AttributeError, KeyError, TypeError, ValueError):
             count['cues_unread'] += 1
@@ -90,17 +91,22 @@ def with_times(text, words):
     """A segment's text, before each of its words when it begins, where that is known."""
     timed, at = '', 0
     for word in words:
-        found = text.find(word.get('word', word.get('text', '')).strip(), at)
-        begin = float(word.get('start', 'nan'))
-        if found >= at and math.isfinite(begin):
-            timed += text[at:found] + f'\0{begin}\0'
-            at = found
+        said = (word.get('word') or word.get('text') or '').strip()
+        begin = float(word.get('start') or 'nan')
+        found = text.find(said, at)
+        if said and found >= at:
+            mark = f'\0{begin}\0' if math.isfinite(begin) else ''
+            timed += text[at:found] + mark + said
+            at = found + len(said)
     return timed + text[at:]
 
 def read_tsv(raw, count):
     """Whisper's .tsv: start, end (ms), text -> such cues."""
     cues = []
-    for line in raw.splitlines()[1:]:
+    lines = raw.replace('\r', '').split('\n')
+    for line in lines[lines[0].startswith('start'):]:
+        if not line.strip():
+            continue
         try:
             begin, end, text = line.split('\t', 2)
             cues.append((int(begin) / 1000, int(end) / 1000, text))

@@ -17,7 +17,7 @@ import torch
 import model as models
 from data.arrays import open_sets
 from data.splits import SPLITS
-from runs.moments import frame_embeddings, row_of
+from runs.moments import frame_embeddings, open_rows
 
 def vit_of(model):
     """-> {name: weight} of the picture encoder by timm's names, what timm is to be told of it."""
@@ -37,9 +37,9 @@ def vit_of(model):
     n_out = c.proj_dim if c.has('itc') else 0
     size = dict(img_size=c.image_size, patch_size=p, embed_dim=D, depth=depth, num_heads=c.n_head)
     mean, std = own['pixel_mean'].tolist(), own['pixel_std'].tolist()
-    # timm cuts the middle out of a picture of full_size, as this model was trained to see it
-    seen = dict(input_size=[3, c.image_size, c.image_size], mean=mean, std=std,
-                crop_pct=c.image_size / c.full_size, interpolation='bicubic', num_classes=n_out)
+    # the middle of a picture of full_size, which timm rounds down
+    seen = dict(input_size=[3, c.image_size, c.image_size], mean=mean, std=std, num_classes=n_out,
+                crop_pct=c.image_size / (c.full_size + .5), interpolation='box')
     about = dict(architecture='vit_base_patch16_224', num_classes=n_out, num_features=D,
                  model_args=size, pretrained_cfg=seen)
     return {name: x.contiguous().cpu() for name, x in state.items()}, about
@@ -59,6 +59,8 @@ def main(model, k):
     vocab = model.vocab.cpu().numpy()
     parts = [data for split in SPLITS for data in
              open_sets(k.data_dir, k.dataset, split, model.config, vocab, k.context_s)]
+    if not parts:
+        return print(f'{k.dataset} has no frame with words, so there are no embeddings')
     embeddings = [frame_embeddings(model, data, k) for data in parts]
     np.save(folder / 'embeddings.npy', np.concatenate(embeddings))
     with open(folder / 'moments.jsonl', 'w', encoding='utf-8') as file:
@@ -70,8 +72,9 @@ def main(model, k):
 def moments(data):
     """Yield what there is to say of each frame of a part, in order."""
     start, length = data.all_spans(np.arange(len(data.frames)))
+    row_of = open_rows(data)
     for i, frame in enumerate(data.frames):
-        row = row_of(data, frame['video'])
+        row = row_of(frame['video'])
         yield dict(dataset=data.path.name, split=data.split, key=row['key'], title=row['title'],
                    source=row['url'] or row['source'], start=int(frame['t_ms']) / 1000,
                    end=int(frame['t_end_ms']) / 1000, text=data.text(start[i], length[i]))

@@ -111,7 +111,9 @@ def main():
     tell(dict(candidates=len(ids), chance_r1=1 / len(ids)))
 
     print('nothing trained: the words of the training pictures whose features are nearest')
-    tell(recalls(unlearned(data, ids, asked, look=see)))
+    if not (nearest := unlearned(data, ids, asked, look=see)):
+        sys.exit(f'error: {dataset} has no frame to train on')
+    tell(recalls(nearest))
 
     print('two linear maps trained')
     taught = Frames(data.path, 'train', text_len, context_s)

@@ -1,15 +1,17 @@
 """Moments of prepared sets: what is seen and said in them, and which fit some words or a picture.
 
 A part is a split of a set (data/arrays.py, Frames). The embedding of every frame, and the index of
-all that is said, are made once, and kept in out/<run>/search/.
+all that is said, are made once, and kept in out/<run>/search/, without a run in data/search/.
 """
-import fcntl, hashlib, io, json, linecache, re, sys
+import fcntl, hashlib, io, json, os, re, sys
 from pathlib import Path
 from types import SimpleNamespace
+from urllib.parse import urldefrag, urlsplit
 
 import numpy as np
 
 from data.arrays import CAPTIONS, Frames, open_sets, unpatchify
+from data.sources import EXTENSIONS
 from data.splits import SPLITS
 from runs.said import best_said, marked, open_said, said_at, text_of
 
@@ -63,8 +65,8 @@ def nearest(embeddings, query, n, chunk=1 << 16):
 # what fits
 
 def open_index(model, k):
-    """-> parts, a split of a set each; z, the embeddings of each; said; model. What k.by does not
-    need is None."""
+    """-> parts, a split of a set each; rows, z, the embeddings of each; said; model. What k.by does
+    not need is None."""
     names = k.dataset.split(',')
     if model is None:
         parts = [Frames(Path(k.data_dir) / name, split, silent=True)
@@ -82,13 +84,14 @@ def open_index(model, k):
     if k.by != 'seen':
         kept = parts[0].path.parent if model is None else Path(k.run)
         said = open_said(parts, kept / 'search')
-    return SimpleNamespace(parts=parts, z=z, said=said, model=model)
+    rows = [open_rows(data) for data in parts]
+    return SimpleNamespace(parts=parts, rows=rows, z=z, said=said, model=model)
 
 def find(index, k, query, wanted, only=None):
     """The best moments for words, and an embedding (d,) of them or a picture; '' and None: not by
     these. only: part, first and last + 1 of the frames to look at. Frames are ranked by what is
     seen, passages by what is said, and each counts by its ranks."""
-    seen, said = [], []
+    seen, which = [], []
     for i, z in enumerate(index.z):
         first, end = 0, len(index.parts[i].frames)
         if only:
@@ -97,28 +100,31 @@ def find(index, k, query, wanted, only=None):
             frames, cosines = nearest(z[first:end], wanted, 8 * k.top)
             seen += zip(-cosines, [i] * len(frames), first + frames)
     if query and index.said:
-        passages, _ = best_said(index.said, query, 8 * k.top, only)
-        said = index.said.passages[passages]
+        which, _ = best_said(index.said, query, 8 * k.top, only)
 
-    found = {}
+    # a frame's rank counts for its best passage, if one of them is found
+    best, score = {}, {}
+    for rank, i in enumerate(which):
+        passage = index.said.passages[i]
+        at = int(passage['part']), int(passage['frame'])
+        best.setdefault(at, int(i))
+        score[*at, int(i)] = 1 / (RANK + rank)
     for rank, (_, part, frame) in enumerate(sorted(seen)[:8 * k.top]):
-        found[part, int(frame)] = [1 / (RANK + rank), None]
-    for rank, passage in enumerate(said):
-        hit = found.setdefault((int(passage['part']), int(passage['frame'])), [0., passage])
-        hit[0] += 1 / (RANK + rank)
-        hit[1] = passage if hit[1] is None else hit[1]
-    best = sorted(found, key=lambda at: -found[at][0])
-    moments = [moment(index, *at, found[at][1], query, wanted) for at in best[:4 * k.top]]
-    return choose(moments, k.top)
+        at = part, int(frame), best.get((part, int(frame)))
+        score[at] = score.get(at, 0) + 1 / (RANK + rank)
+    order = sorted(score, key=lambda at: -score[at])
+    return choose((moment(index, *at, query, wanted) for at in order), k.top)
 
 def choose(moments, top):
     """The best, of those of a video within 5 s only one."""
     chosen, taken = [], {}
     for m in moments:
         near = taken.setdefault((m['part'], m['video']), [])
-        if len(chosen) < top and all(abs(m['at'] - other) >= 5 for other in near):
+        if all(abs(m['at'] - other) >= 5 for other in near):
             near.append(m['at'])
             chosen.append(m)
+        if len(chosen) == top:
+            break
     return chosen
 
 def matched_again(model, query, moments):
@@ -153,26 +159,33 @@ def printable(text):
     """Without line ends, control sequences of a terminal, and halves of characters."""
     return re.sub(' +', ' ', ''.join(c if c.isprintable() else ' ' for c in text))
 
-def row_of(data, video):
-    """-> what videos.jsonl says of a video of a part."""
-    line = int(data.videos[video]['row']) + 1
-    return json.loads(linecache.getline(str(data.path / 'videos.jsonl'), line))
+def open_rows(data):
+    """-> a function of a video's number to what videos.jsonl says of it now: another file may take
+    its place while the arrays are open."""
+    file = open(data.path / 'videos.jsonl', 'rb')
+    ends = np.cumsum([0, *map(len, file)])
+
+    def row_of(video):
+        line = int(data.videos[video]['row'])
+        return json.loads(os.pread(file.fileno(), ends[line + 1] - ends[line], ends[line]))
+    return row_of
 
 def moment(index, part, i, passage, query, wanted):
-    """Frame i of a part, what is said there -> what there is to say of it."""
+    """Frame i of a part, the number of a passage or None -> what there is to say of it."""
     data = index.parts[part]
     frame = data.frames[i]
-    video, row = data.videos[frame['video']], row_of(data, frame['video'])
+    video, row = data.videos[frame['video']], index.rows[part](frame['video'])
     at = int(frame['t_ms'])
     if passage is None:
         start, length = data.spans(np.array([i]))
         words = [(data.text(start[0], length[0]), False)]
         if query and index.said:
-            words, _ = marked(words[0][0], query, index.said.stems)
+            words, _ = marked(words[0][0], query, index.said.stems[part])
     else:
+        passage = index.said.passages[passage]
         text, begins = text_of(data, passage)
-        words, first = marked(text, query, index.said.stems)
-        at = max(at, said_at(data, passage, begins, first))
+        words, first = marked(text, query, index.said.stems[part])
+        at = said_at(data, passage, begins, first)
     cosine = None
     if wanted is not None and index.z[part] is not None:
         cosine = float(index.z[part][i].astype(np.float32) @ wanted)
@@ -185,12 +198,12 @@ def moment(index, part, i, passage, query, wanted):
 
 def link_of(row, seconds, still):
     """-> where it can be seen: at its site, or the file; '' if neither."""
-    link = row['url'] or ''
-    if not link and Path(row['source']).exists():
+    link, _ = urldefrag(row['url'] or '')
+    if not link and os.path.exists(row['source']):
         link = Path(row['source']).resolve().as_uri()
     if not still:
-        at = '#t=' if link.startswith('file:') else '&t=' if '?' in link else '?t='
-        link += f'{at}{seconds}'
+        file = link.startswith('file:') or urlsplit(link).path.lower().endswith(tuple(EXTENSIONS))
+        link += ('#t=' if file else '&t=' if '?' in link else '?t=') + str(seconds)
     return printable(link) if re.match('(https?|file)://', link) else ''
 
 def jpeg_of(data, i):

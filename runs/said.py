@@ -15,6 +15,8 @@ PASSAGE_S = 20
 PASSAGE = np.dtype([('part', 'u2'), ('frame', 'u4'), ('start', 'u8'), ('end', 'u8')])
 # a letter of a writing without spaces is a word
 WORD = re.compile(r'[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|[^\W_\u3040-\u30ff\u3400-\u9fff]+')
+ELIDED = re.compile(r"['\u2019](?:\w|ll|re|ve)\b|\b\w['\u2019]")       # ohm's, we'll, l'eau
+VERSION = 1                      # of what is kept
 
 def passages(part, data):
     """-> PASSAGE records of one part, in the order of its tokens."""
@@ -23,9 +25,10 @@ def passages(part, data):
     spoken = np.flatnonzero(data.tokens != EOT)
     video = np.repeat(np.arange(len(videos)), length)[spoken]
 
-    # a word is not cut: all of it is said when it begins
+    # a word is not cut: all of it is said when it begins. Within a word begin tokens of ASCII, of
+    # Latin, Greek, Cyrillic, ... letters of two bytes, and those that begin within a letter
     first = [gpt2_encoding().decode_single_token_bytes(i)[:1] for i in range(EOT)]
-    within = np.array([byte.isalnum() or b'\x80' <= byte < b'\xc0' for byte in first])
+    within = np.array([byte.isalnum() or b'\x80' <= byte < b'\xe0' != b'\xc2' for byte in first])
     begins = ~within[data.tokens[spoken]] | (np.diff(video, prepend=-1) != 0)
     begins = np.maximum.accumulate(np.where(begins, np.arange(len(spoken)), 0))
     times = data.times[spoken[begins]].astype(np.int64)
@@ -43,9 +46,10 @@ def passages(part, data):
     found['start'], found['end'] = spoken[new], spoken[last[:len(found)]] + 1
     return found
 
-def stemmer(language):
-    """-> a function of words to their stems if the language has one, else to themselves."""
+def stemmer(data):
+    """-> a function of words to their stems if the set's language has one, else to themselves."""
     import Stemmer
+    language = data.meta['config'].get('language', 'en')
     with contextlib.suppress(KeyError):            # 'any', or none that it knows
         return Stemmer.Stemmer(language.split('-')[0].lower()).stemWords
     return list
@@ -62,14 +66,16 @@ def said_at(data, passage, begins, letter):
     return int(data.times[token])
 
 def open_said(parts, folder):
-    """-> index (None without words), passages (S,), stems; made once, and kept in a folder."""
+    """-> index (None without words), passages (S,), stems of each part; made once, and kept in a
+    folder."""
     import bm25s
     names = ' '.join(f'{data.path.name}/{data.split}' for data in parts)
-    made_of = [data.meta['arrays'][f'{data.split}_{kind}']['sha256'] for data in parts
-               for kind in ('tokens.bin', 'frames.npy')]
-    which, how = (hashlib.sha256(text.encode()).hexdigest()[:8] for text in (names, str(made_of)))
+    made_of = [VERSION, PASSAGE_S, *(data.meta['config'].get('language') for data in parts)]
+    made_of += [data.meta['arrays'][f'{data.split}_{kind}']['sha256'] for data in parts
+                for kind in ('tokens.bin', 'times.bin', 'frames.npy', 'videos.npy')]
+    which, how = (hashlib.sha256(text.encode()).hexdigest()[:12] for text in (names, str(made_of)))
     name = Path(folder) / f'said-{which}-{how}'
-    stems = stemmer(parts[0].meta['config'].get('language', 'en'))
+    stems = [stemmer(data) for data in parts]
     if not name.exists():
         name.parent.mkdir(parents=True, exist_ok=True)
         with open(name.parent / f'{which}.lock', 'w') as lock:
@@ -94,7 +100,7 @@ def make_index(parts, stems, folder):
     number, documents = {}, []                     # of each stem the same object each time
     for passage in tqdm(found, 'words', disable=None):
         text, _ = text_of(parts[passage['part']], passage)
-        words = stems(WORD.findall(text.lower()))
+        words = stems[passage['part']](words_of(text))
         documents.append([number.setdefault(word, len(number)) for word in words])
     if documents:
         number.setdefault('', len(number))
@@ -102,16 +108,19 @@ def make_index(parts, stems, folder):
         index.index((documents, number), show_progress=False)
         index.save(folder)
 
+def words_of(text):
+    return WORD.findall(ELIDED.sub(' ', text.lower()))
+
 def asked(query, stems):
-    """A query -> its terms, without words that say nothing, unless it has no others."""
-    words = WORD.findall(query.lower())
+    """A query -> the stems of its words, without those that say nothing if it has others."""
+    words = words_of(query)
     return stems([w for w in words if w not in STOP_WORDS] or words)
 
 def best_said(said, query, n, only=None):
     """-> passages (up to n,) and their scores, the best first, of those with a word of the query.
     only: part, first and last + 1 of the frames to look at."""
-    words = [word for word in asked(query, said.stems) if word in said.index.vocab_dict] \
-        if said.index else []
+    words = {word for stems in said.stems for word in asked(query, stems)}
+    words = sorted(words & said.index.vocab_dict.keys()) if said.index else []
     if not words:
         return np.zeros(0, int), np.zeros(0)
     score = said.index.get_scores(words)

@@ -4,6 +4,7 @@ const player = document.querySelector('dialog')
 const video = player.querySelector('video')
 const notice = player.querySelector('p')
 const links = [...document.querySelectorAll('a.play')]
+const pictures = links.filter(link => link.querySelector('img'))
 const field = document.querySelector('input[name=q]')
 
 function play(link) {
@@ -16,6 +17,7 @@ function play(link) {
 
 for (const link of links)
   link.addEventListener('click', event => {
+    if (event.ctrlKey || event.metaKey || event.shiftKey) return      // another tab or window
     event.preventDefault()
     play(link)
   })
@@ -31,15 +33,17 @@ player.addEventListener('close', () => {
 player.addEventListener('click', event => { if (event.target === player) player.close() })
 
 document.addEventListener('keydown', event => {
-  if (player.open || event.ctrlKey || event.metaKey || event.altKey) return
-  if (event.key === '/' && document.activeElement !== field) {
+  if (player.open || event.isComposing) return
+  if (event.ctrlKey || event.metaKey || event.altKey || event.shiftKey) return
+  const at = document.activeElement
+  if (event.key === '/' && at.tagName !== 'INPUT' && at.tagName !== 'SELECT') {
     event.preventDefault()
     field.select()
   }
   const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key]
-  const here = links.indexOf(document.activeElement)
-  const typing = document.activeElement === field
-  if (!step || typing && event.key !== 'ArrowDown' || !links.length) return
+  const here = pictures.indexOf(at)
+  const down = at === field && event.key === 'ArrowDown' && pictures.length
+  if (!down && !(step && here >= 0)) return
   event.preventDefault()
-  links[typing ? 0 : Math.max(0, Math.min(links.length - 1, here + step))].focus()
+  pictures[down ? 0 : Math.max(0, Math.min(pictures.length - 1, here + step))].focus()
 })

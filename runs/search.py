@@ -5,8 +5,8 @@
     python eval.py --run=out/talks --task=search --image=x.jpg --dataset=a,b --top=50
     python eval.py --task=search --dataset=talks --by=said --query="ohm's law"       without a run
 
-The embedding of every frame, and the index of all that is said, are made once, and kept in
-out/<run>/search/.
+The embedding of every frame, and the index of all that is said, are made once, and kept
+(runs/moments.py).
 """
 import base64, sys
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from typing import Literal
 from configurator import at_least
 from data.pictures import open_pictures
 from runs.moments import answer, jpeg_of, open_index, printable, template
-from runs.serve import serve
+from runs.serve import listen, serve
 
 @dataclass
 class Knobs:
@@ -41,7 +41,8 @@ def main(model, k):
                      'by; take a run with --itc=1, or --by=said')
         k.by = 'said'
     if k.serve:
-        return serve(open_index(model, k), k)
+        listening = listen(k)
+        return serve(open_index(model, k), k, listening)
     if bool(k.query.strip()) == bool(k.image):
         sys.exit('error: search needs --query="words" or --image=picture.jpg, or --serve')
     if k.image and k.by == 'said':

@@ -3,48 +3,60 @@
 No path of a request reaches the disk: it names parts, videos and frames by their numbers, and what
 is read are the arrays and the files that videos.jsonl names.
 """
-import mimetypes, socket, sys, threading
+import contextlib, hashlib, json, mimetypes, os, socket, sys, threading
 from pathlib import Path
 from urllib.parse import urlencode
 
 import numpy as np
 import torch
 
-from data.arrays import CAPTIONS
-from runs.moments import answer, find, jpeg_of, printable, row_of, template
+from data.sources import EXTENSIONS
+from runs.moments import answer, find, jpeg_of, printable, template
 
 HEADERS = {
     'Content-Security-Policy':
         "default-src 'none'; img-src 'self'; media-src 'self'; script-src 'self'; "
         "style-src 'unsafe-inline'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
-    'X-Content-Type-Options': 'nosniff', 'Referrer-Policy': 'no-referrer'}
+    'X-Content-Type-Options': 'nosniff', 'Referrer-Policy': 'no-referrer',
+    'Cache-Control': 'no-cache'}
 LONGEST = 1000                   # letters of a query that are read
 one_at_a_time = threading.Lock()
 
-def serve(index, k):
+def listen(k):
+    """-> a socket; exits with the remedy before any work is done."""
     try:
-        import uvicorn
-        from starlette.applications import Starlette
-        from starlette.middleware import Middleware
-        from starlette.middleware.trustedhost import TrustedHostMiddleware
-        from starlette.routing import Route
+        import starlette, uvicorn  # noqa: F401
     except ImportError:
         sys.exit('error: --serve needs two packages more: pip install starlette uvicorn')
-    routes = [Route('/', page), Route('/search.js', script),
-              Route('/picture/{part:int}/{frame:int}.jpg', picture),
-              Route('/video/{part:int}/{video:int}', video)]
-    hosts = ['*'] if k.host == '0.0.0.0' else ['127.0.0.1', 'localhost', '[::1]', k.host]
-    app = Starlette(routes=routes, middleware=[Middleware(TrustedHostMiddleware, hosts)])
-    app.state.index, app.state.k = index, k
-    app.state.template = template()
     try:
-        listen = socket.create_server((k.host, k.port))
+        family = socket.AF_INET6 if ':' in k.host else socket.AF_INET
+        return socket.create_server((k.host or 'none', k.port), family=family)
     except (OSError, OverflowError) as e:
         sys.exit(f'error: {k.host}:{k.port} cannot be listened on ({e}); --port=0 takes any that '
                  'is free')
-    print(f'http://{k.host}:{listen.getsockname()[1]}      Ctrl-C ends it', flush=True)
-    settings = uvicorn.Config(app, log_level='warning', server_header=False)
-    uvicorn.Server(settings).run(sockets=[listen])
+
+def serve(index, k, listening):
+    import uvicorn
+    from starlette.applications import Starlette
+    from starlette.middleware import Middleware
+    from starlette.middleware.trustedhost import TrustedHostMiddleware
+    from starlette.routing import Route
+    # another set on the same port has other addresses: a browser remembers
+    made_of = [[str(data.path), data.meta['keys_sha256']] for data in index.parts]
+    site = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:12]
+    routes = [Route('/', page), Route('/search.js', script),
+              Route(f'/{site}/picture/{{at}}.jpg', picture), Route(f'/{site}/video/{{at}}', video)]
+    anywhere = k.host in ('0.0.0.0', '::')
+    hosts = ['*'] if anywhere else ['127.0.0.1', 'localhost', '[::1]', k.host, f'[{k.host}]']
+    app = Starlette(routes=routes, middleware=[Middleware(TrustedHostMiddleware, hosts)])
+    app.state.index, app.state.k, app.state.site = index, k, site
+    app.state.template = template()
+    host = f'[{k.host}]' if ':' in k.host else k.host
+    print(f'http://{host}:{listening.getsockname()[1]}      Ctrl-C ends it', flush=True)
+    settings = uvicorn.Config(app, log_level='warning', server_header=False,
+                              timeout_graceful_shutdown=1)
+    with contextlib.suppress(KeyboardInterrupt):
+        uvicorn.Server(settings).run(sockets=[listening])
 
 # ----------------------------------------------------------------------------------------------
 # what is asked for
@@ -82,15 +94,17 @@ def page(request):
             moments = found(index, k, query, by, like, only)
         if not moments:
             notice = f'Nothing was found for "{query}".'
+    way = dict(by=by) | {name: asked[name] for name in ('like', 'only') if asked.get(name)}
     for m in moments:
-        beautify(m, index, query, by)
+        add_links(m, request.app.state, dict(q=query) | way)
     title = ''
     if only:
-        title = moments[0]['title'] if moments else 'one video'
+        title = printable(index.rows[only[0]](only[1])['title'])
+    way.pop('only', None)
     html = request.app.state.template.render(
         live=True, q=query, by=by, ways=ways, dataset=k.dataset, moments=moments, notice=notice,
         asked=query, only=asked.get('only', '') if only else '', only_title=title,
-        everywhere='/?' + urlencode(dict(q=query, by=by)))
+        everywhere='/?' + urlencode(dict(q=query) | way))
     return HTMLResponse(html, headers=HEADERS)
 
 def found(index, k, query, by, like, only):
@@ -101,20 +115,24 @@ def found(index, k, query, by, like, only):
         return find(index, k, '', wanted, span)
     return answer(index, k, query, by, only=span) if query else []
 
-def beautify(m, index, query, by):
-    """Adds the links of the page."""
-    at = f"{m['part']}.{m['video']}"
-    local = not m['row']['url']
-    m['gone'] = local and not Path(m['row']['source']).is_file()
-    m['play'] = ''
-    if local and not m['gone'] and not m['still']:
-        m['play'] = f"/video/{m['part']}/{m['video']}#t={m['at']}"
-    m['link'] = m['play'] if local else m['link']                      # no file:// from a page
-    m['picture'] = f"/picture/{m['part']}/{m['frame']}.jpg"
-    m['within'] = '/?' + urlencode(dict(q=query, by=by, only=at))
+def add_links(m, state, asked):
+    """What the page needs of a moment; asked: the settings that it was found by."""
+    place = f"/{state.site}/video/{m['part']}.{m['video']}"
+    here = not m['row']['url']
+    m['gone'] = here and not os.path.isfile(m['row']['source'])
+    m['play'] = f"{place}#t={m['at']}" if here and playable(m['row']) and not m['still'] else ''
+    m['link'] = m['play'] if here else m['link']                       # no file:// from a page
+    m['picture'] = f"/{state.site}/picture/{m['part']}.{m['frame']}.jpg"
+    m['within'] = '/?' + urlencode(asked | dict(only=f"{m['part']}.{m['video']}"))
     m['like'] = ''
-    if index.z[m['part']] is not None:
-        m['like'] = '/?' + urlencode(dict(like=f"{m['part']}.{m['frame']}"))
+    if state.index.z[m['part']] is not None:
+        asked = {name: value for name, value in asked.items() if name in ('by', 'only')}
+        m['like'] = '/?' + urlencode(dict(like=f"{m['part']}.{m['frame']}") | asked)
+
+def playable(row):
+    """A file of this machine that was read as a video, no site's."""
+    kind = os.path.splitext(row['source'])[1].lower()
+    return not row['url'] and kind in EXTENSIONS and os.path.isfile(row['source'])
 
 def script(request):
     from starlette.responses import FileResponse
@@ -122,25 +140,21 @@ def script(request):
 
 def picture(request):
     from starlette.responses import Response
-    index, at = request.app.state.index, request.path_params
-    if at['part'] >= len(index.parts) or at['frame'] >= len(index.parts[at['part']].frames):
+    index = request.app.state.index
+    at = numbered(request.path_params['at'], index, 'frames')
+    if at is None:
         return Response(status_code=404)
-    jpeg = jpeg_of(index.parts[at['part']], at['frame'])
     keep = {'Cache-Control': 'max-age=3600'}
-    return Response(jpeg, media_type='image/jpeg', headers=HEADERS | keep)
+    return Response(jpeg_of(index.parts[at[0]], at[1]), media_type='image/jpeg',
+                    headers=HEADERS | keep)
 
 def video(request):
     """A file by ranges, so that a browser begins in the middle."""
     from starlette.responses import FileResponse, Response
-    index, at = request.app.state.index, request.path_params
-    if at['part'] >= len(index.parts) or at['video'] >= len(index.parts[at['part']].videos):
+    index = request.app.state.index
+    at = numbered(request.path_params['at'], index, 'videos')
+    row = index.rows[at[0]](at[1]) if at else dict(url='', source='')
+    if not playable(row):
         return Response(status_code=404)
-    data = index.parts[at['part']]
-    about = data.videos[at['video']]
-    source = Path(row_of(data, at['video'])['source'])
-    if about['flags'] & CAPTIONS or not source.is_file():
-        return Response(status_code=404)
-    kind = mimetypes.guess_type(source.name)[0] or ''
-    if kind.split('/')[0] not in ('video', 'audio'):
-        kind = 'application/octet-stream'
-    return FileResponse(source, media_type=kind, headers=HEADERS)
+    kind = mimetypes.guess_type(row['source'])[0] or 'video/mp4'       # else the browser's guess
+    return FileResponse(row['source'], media_type=kind, headers=HEADERS)

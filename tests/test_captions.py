@@ -301,6 +301,15 @@ def test_captions_in_a_folder_of_their_own(tmp_path):
         assert found == str(tmp_path / 'said' / want)
 
 
+def test_captions_that_two_videos_would_take_are_refused(tmp_path):
+    for name in 'a/01.mp4', 'b/01.mp4', 'said/01.vtt':
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+    cfg = settings(captions=str(tmp_path / 'said'))
+    with pytest.raises(SystemExit, match='01.vtt would be the captions of .*a/01.mp4 and of'):
+        sources.find_items([str(tmp_path / 'a'), str(tmp_path / 'b')], cfg, [])
+
+
 # --- what Whisper's tools write ----------------------------------------------------------------
 
 HEARD = [
@@ -344,6 +353,16 @@ def test_words_of_a_writing_without_spaces_stay_whole(read):
     assert texts(read(json.dumps(dict(segments=[segment])), 'a.json')) == ['スープを作る']
 
 
+def test_a_word_is_not_looked_for_within_the_one_before(read):
+    words = [dict(word=w, start=t) for t, w in enumerate('pizza a la carte very very good'.split())]
+    words[3]['word'] = None
+    text = 'pizza a la carte (laughs a lot) very very good'
+    segment = dict(start=0.0, end=9.0, text=text, words=words)
+    found, unread = read(json.dumps(dict(segments=[segment])), 'a.json')
+    assert [text for _, _, text in found] == ['pizza', 'a', 'la carte', 'very', 'very', 'good']
+    assert [a for a, _, _ in found] == [0, 1, 2, 4, 5, 6] and not unread
+
+
 @pytest.mark.parametrize(
     'odd',
     [
@@ -373,9 +392,10 @@ def test_json_that_is_no_captions_is_told(read, raw):
 
 
 def test_an_odd_line_of_a_tsv_costs_itself(read):
-    raw = 'start\tend\ttext\n0\t900\ta\tb\nx\t1\ty\n900\n1000\t2000\tc'
-    found, unread = read(raw, 'a.tsv')
-    assert texts((found, 0)) == ['a b', 'c'] and unread == 2
+    raw = 'start\tend\ttext\n0\t900\ta\tb\nx\t1\ty\n900\n1000\t2000\tc\u2028d\r\n'
+    for written in raw, raw.partition('\n')[2]:
+        found, unread = read(written, 'a.tsv')
+        assert texts((found, 0)) == ['a b', 'c d'] and unread == 2
 
 
 @pytest.fixture

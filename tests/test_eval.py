@@ -58,10 +58,7 @@ def test_a_trained_run_is_better_than_chance_and_draws_its_pictures(scenes, trai
     )
     assert r['i2t_r1'] <= r['i2t_r5'] <= r['i2t_r10'] <= 1
     ranked = 'itm', 'itm_sum', 'likelihood', 'likelihood_sum'
-    assert (
-        min(r[f'{by}_{way}_r1'] for by in ranked for way in ('i2t', 't2i'))
-        > 2 * r['chance_r1']
-    )
+    assert min(r[f'{by}_{way}_r1'] for by in ranked for way in ('i2t', 't2i')) > 2 * r['chance_r1']
     assert r['keyword_precision_voted'] > 0.5 and r['keyword_precision_any'] > 0.5
     assert r['mlm_bits_right'] < r['mlm_bits_shuffled'], 'the picture is used'
     assert (
@@ -506,6 +503,11 @@ def test_timm_says_the_same_of_a_picture(objectives, tmp_path):
             theirs = torch.nn.functional.normalize(vit(x), dim=-1)
             assert torch.allclose(theirs, model.image_embedding(patches), atol=1e-5)
         assert torch.equal(vit(x), again.eval()(x))
+
+    # of another size and shape: nearly the same pixels
+    picture = Image.effect_mandelbrot((97, 61), (-2, -1.2, 1, 1.2), 40).convert('RGB')
+    theirs = models.patchify(transform(picture)[None].permute(0, 2, 3, 1), 8)
+    assert (theirs - model.normalise(model.read_pictures([picture]))).abs().mean() < 0.05
 
 
 def test_clip_benchmark_finds_the_same_recalls(scenes, trained):

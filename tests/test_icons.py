@@ -118,3 +118,52 @@ def test_no_package_is_one_line(package, tmp_path, source):
     done = draw(package / source, tmp_path)
     assert done.returncode == 1 and done.stderr.splitlines()[-1].startswith('error: ')
     assert 'Traceback' not in done.stderr
+
+
+def test_npm_fetches_it_once_and_half_an_unpacked_package_is_made_whole(
+    package, tmp_path, monkeypatch
+):
+    """By a program npm that copies a .tgz; then by hand; then where there is none."""
+    with tarfile.open(tmp_path / 'json.tgz', 'w:gz') as tar:
+        tar.add(package, 'package')
+    npm = tmp_path / 'bin/npm'
+    npm.parent.mkdir()
+    npm.write_text(f'#!/bin/sh\ncp {tmp_path}/json.tgz fetched.tgz && echo fetched.tgz\n')
+    npm.chmod(0o755)
+    monkeypatch.setenv('PATH', f'{npm.parent}:/bin:/usr/bin')
+    out, few = tmp_path / 'out', '--n_icons=9'
+    assert draw(package, out, '--source=', few).returncode == 0
+    npm.write_text('#!/bin/sh\nexit 3\n')
+    assert draw(package, out, '--source=', few).returncode == 0, 'it is not fetched again'
+
+    other = tmp_path / 'other'
+    done = draw(package, other, '--source=', few)
+    assert done.returncode == 1 and done.stderr.splitlines()[-1].startswith('error: npm cannot')
+    (other / 'source/part/package/json').mkdir(parents=True)  # as if killed while unpacking
+    assert draw(package, other, f'--source={tmp_path}/json.tgz', few).returncode == 0
+    assert len(list((other / 'source/package/json').iterdir())) == 16
+    (tmp_path / 'cut.tgz').write_bytes((tmp_path / 'json.tgz').read_bytes()[:-900])
+    done = draw(package, other, f'--source={tmp_path}/cut.tgz', few)
+    assert done.returncode == 1 and 'cannot be unpacked' in done.stderr
+    assert 'Traceback' not in done.stderr
+
+
+def test_how_it_is_drawn_is_no_word_for_what_it_shows():
+    from conftest import ROOT
+    import importlib.util
+
+    spec = importlib.util.spec_from_file_location('icons', ROOT / 'data/icons/prepare.py')
+    icons = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(icons)
+    light = ['home-light', 'home-bold', 'traffic-light', *(f'x{n}-light' for n in range(9))]
+    rare = ['traffic-light', 'line-chart', *(f'x-{n}' for n in range(300))]
+    style = icons.style_of(light)
+    assert 'light' in style and icons.style_of(rare) == set()
+    assert icons.split_name('home-light', style) == (['home'], ['light'])
+    assert icons.split_name('traffic-light', icons.style_of(rare)) == (['traffic', 'light'], [])
+    names = [f'outline-{n}' for n in 'abc'] + ['two-tone-cup', 'cup-24-filled-alt', 'light']
+    style = icons.style_of(names)
+    assert icons.split_name('outline-cup-2', style) == (['cup'], ['outline'])
+    assert icons.split_name('two-tone-cup', style)[0] == ['cup']
+    assert icons.split_name('cup-24-filled-alt', style) == (['cup'], ['filled', 'alt'])
+    assert icons.split_name('light', style) == (['light'], []), 'something is shown'
