@@ -504,11 +504,12 @@ def test_timm_says_the_same_of_a_picture(objectives, tmp_path):
             assert torch.allclose(theirs, model.image_embedding(patches), atol=1e-5)
         assert torch.equal(vit(x), again.eval()(x))
 
-    # of another size and shape: nearly the same pixels
+    # where no crop falls between pixels, the same of another size and shape
     small = np.random.default_rng(1).integers(0, 256, (5, 8, 3), np.uint8)
-    picture = Image.fromarray(small).resize((97, 61), Image.Resampling.BICUBIC)
+    picture = Image.fromarray(small).resize((160, 80), Image.Resampling.BICUBIC)
     theirs = models.patchify(transform(picture)[None].permute(0, 2, 3, 1), 8)
-    assert (theirs - model.normalise(model.read_pictures([picture]))).abs().mean() < 0.05
+    ours = model.normalise(model.read_pictures([picture]))
+    assert (theirs - ours).abs().max() < 1.5 / 255 / 0.25
 
 
 def test_clip_benchmark_finds_the_same_recalls(scenes, trained):
