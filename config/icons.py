@@ -8,7 +8,7 @@ n_embd, n_head = 192, 6
 batch_size = 256             # many names: more of them to tell apart
 parts = 'clean:8,xmm_text:3,xmm_image:3,amm_text:1,amm_image:1'
 keep_hi = .5                 # half of the patches do, and cost half
-max_iters = 4000             # x 256 pairs = 3 epochs
+max_iters = 2000             # x 256 pairs = 1.6 epochs
 warmup_iters = 100
 learning_rate = 2e-3
 eval_interval = 200

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Real pictures by the hundred thousand: draws the icons, trains, judges by names that were never
 # seen and by hands that were never seen, finds icons for queries. Ctrl-C and again: it goes on.
-#   bash runs/icons.sh --max_iters=800        settings of the training run
+#   bash runs/icons.sh --dtype=bfloat16 --compile=True      settings of the training run: on a CPU
+#                                                           with AMX three times as fast
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 python -c 'import resvg_py' 2> /dev/null || python -m pip install --quiet resvg-py
