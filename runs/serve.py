@@ -119,7 +119,7 @@ def add_links(m, state, asked):
     """What the page needs of a moment; asked: the settings that it was found by."""
     place = f"/{state.site}/video/{m['part']}.{m['video']}"
     here = not m['row']['url']
-    m['gone'] = here and not os.path.isfile(m['row']['source'])
+    m['gone'] = here and not m['still'] and not os.path.isfile(m['row']['source'])
     m['play'] = f"{place}#t={m['at']}" if here and playable(m['row']) and not m['still'] else ''
     m['link'] = m['play'] if here else m['link']                       # no file:// from a page
     m['picture'] = f"/{state.site}/picture/{m['part']}.{m['frame']}.jpg"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# All tests, offline.   bash runs/test.sh          the default tier, 3 to 4 minutes on 2 cores
+# All tests, offline.   bash runs/test.sh          the default tier, 2 to 4 minutes on 2 cores
 #                       bash runs/test.sh --slow   also the slow tier
 #                       bash runs/test.sh --cuda   also on a stub of CUDA (NANOVLP_NULLGPU=<folder>)
 # NANOVLP_WHISPER (a .pt) and NANOVLP_DATA (a folder of narrated videos) add the tests on real
