@@ -717,7 +717,7 @@ def test_lists_of_nonsense(tmp_path):
         sources.find_online = lambda name, cfg: asked.append(name) or []
         items, refused = sources.find_items(
             [str(tmp_path / 'list.txt')],
-            types.SimpleNamespace(all_files=False, language='en'),
+            types.SimpleNamespace(all_files=False, language='en', captions=''),
             [],
         )
     finally:
