@@ -7,13 +7,14 @@ import pytest
 import torch
 import model as models
 from PIL import Image
-from conftest import ROOT, start, wait_for
+from conftest import ROOT, script, start, wait_for
 from data.arrays import CAPTIONS, Frames, unpatchify
 from data.shards import FRAME, VIDEO
 from data.tokens import EOT, gpt2_encoding
 from runs import moments
 from runs.said import PASSAGE_S, best_said, marked, open_said, passages, said_at, stemmer, text_of
 from test_eval import evaluate
+from test_train import command
 
 
 def test_search_finds_moments_and_keeps_what_it_computed(scenes, trained, tmp_path):
@@ -307,6 +308,17 @@ def test_what_is_said_is_found_without_a_run(scenes, tmp_path):
         done = evaluate(*asked, *more)
         assert done.returncode and why in done.stderr and 'Traceback' not in done.stderr
     shutil.rmtree(scenes / 'data/search')
+
+
+def test_a_run_without_contrast_still_hears(scenes, tmp_path):
+    out = tmp_path / 'run'
+    assert script(*command(scenes, out, max_iters=1, itc=0.0)).returncode == 0
+    asked = f'--run={out}', '--task=search', '--query=a red circle', '--top=3'
+    done = evaluate(*asked)
+    assert done.returncode == 0 and '*red* *circle*' in done.stdout, done.stderr
+    for more in '--by=seen', '--image=x.png':
+        done = evaluate(*asked[:2], '--query=' if 'image' in more else asked[2], more)
+        assert done.returncode == 1 and 'trained without itc' in done.stderr
 
 
 def test_the_joint_layers_judge_again_if_asked(scenes, trained):
