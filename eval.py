@@ -163,10 +163,11 @@ def retrieval(model, data, pairs, k):
     if c.has('itc'):
         among = len(pairs[0])
         for way in ('i2t', 't2i'):
-            found, rank, top = by_contrast(kept, way, max(k.rerank, 5))
+            found, rank, top, near = by_contrast(kept, way, max(k.rerank, 5))
             out |= found
             if matched:
-                out |= by_matching_again(model, kept, way, top[:, :k.rerank], k.batch_size)
+                some = top[:, :k.rerank], near[:, :k.rerank]
+                out |= by_matching_again(model, kept, way, *some, k.batch_size)
     elif matched:
         found, rank, top = whole('itm', matching_matrix, model, kept, MATCHED, k.batch_size)
         out |= found
@@ -187,24 +188,26 @@ def protocol(data, pairs, kept, k):
                          f'weights: {k.checkpoint}, {rule}' + ', all differ' * k.distinct)
 
 def by_contrast(kept, way, n_best):
-    """By the dot product -> {name: number}; rank (q,), best candidates (q, n_best) of queries."""
+    """By the dot product -> {name: number}; of queries rank (q,), best candidates (q, n_best), and
+    their dot products."""
     queries, label, keys, other = sides(kept, way)
-    rank, top = [], []
+    rank, near, top = [], [], []
     for query, mine in zip(queries.split(256), label.split(256)):
         score = query @ keys.T
         rank.append(hits(score, mine[:, None] == other))
-        top.append(score.topk(min(n_best, len(keys))).indices)
-    rank = torch.cat(rank)
-    return {f'{way}_{name}': v for name, v in recalls(rank).items()}, rank, torch.cat(top)
+        for found, best in zip((near, top), score.topk(min(n_best, len(keys)))):
+            found.append(best)
+    rank, near, top = map(torch.cat, (rank, near, top))
+    return {f'{way}_{name}': v for name, v in recalls(rank).items()}, rank, top, near
 
-def by_matching_again(model, kept, way, top, at_once):
+def by_matching_again(model, kept, way, top, near, at_once):
     """The matching head ranks the best candidates (q, n) again, by itself and added to what itc
-    says: no other can come first."""
-    queries, label, keys, other = sides(kept, way)
+    says by their dot products (q, n): no other can come first."""
+    _, label, _, other = sides(kept, way)
     query = torch.arange(len(top))[:, None].expand_as(top)
     pair = (query, top) if way == 'i2t' else (top, query)
     logit = matching(model, kept, *(x.flatten() for x in pair), at_once).view(top.shape)
-    contrast = model.logit_scale.exp().cpu() * (queries[:, None] * keys[top]).sum(2)
+    contrast = model.logit_scale.exp().cpu() * near
     same = other[top] == label[:, None]
     return {f'itm_{way}_r1': recalls(hits(logit, same))['r1'],
             f'itm_sum_{way}_r1': recalls(hits(logit + contrast, same))['r1']}

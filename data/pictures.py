@@ -17,9 +17,10 @@ def read_picture(path, size=0):
     """A path or an open file -> PIL RGB, as `plain` makes it, or Bad. size: of what it will be cut
     to, for a JPEG can be decoded at a fraction of its own."""
     try:
+        Image.preinit()                            # the common formats first
         Image.init()
-        safe = Image.OPEN.keys() - {'EPS'}         # which another program would draw
-        with Image.open(path, formats=sorted(safe)) as picture:
+        safe = [name for name in Image.ID if name != 'EPS']            # another program draws that
+        with Image.open(path, formats=safe) as picture:
             if size:
                 picture.draft('RGB', (size * 2, size * 2))
             return plain(picture)

@@ -15,9 +15,7 @@ import numpy as np
 import torch
 
 import model as models
-from data.arrays import open_sets
-from data.splits import SPLITS
-from runs.moments import frame_embeddings, open_rows
+from runs.moments import frame_embeddings, open_parts, open_rows
 
 def vit_of(model):
     """-> {name: weight} of the picture encoder by timm's names, what timm is to be told of it."""
@@ -56,11 +54,7 @@ def main(model, k):
     if not model.config.has('itc'):
         return print('the run has no itc, so there are no embeddings')
 
-    vocab = model.vocab.cpu().numpy()
-    parts = [data for split in SPLITS for data in
-             open_sets(k.data_dir, k.dataset, split, model.config, vocab, k.context_s)]
-    if not parts:
-        return print(f'{k.dataset} has no frame with words, so there are no embeddings')
+    parts = open_parts(model, k)
     embeddings = [frame_embeddings(model, data, k) for data in parts]
     np.save(folder / 'embeddings.npy', np.concatenate(embeddings))
     with open(folder / 'moments.jsonl', 'w', encoding='utf-8') as file:

@@ -12,6 +12,13 @@ SPEED = dict(ms='{:.0f} ms', pairs_per_s='{:.5g} pairs/s', gflop_per_pair='{:.1f
              tflop_per_s='{:.3g} TFLOP/s', mfu='MFU {:.1%}', wait='{:.1%} waiting for data',
              memory_gb='{:.2f} GB')
 
+def summary_writer():
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        sys.exit('error: --tensorboard needs its package: pip install tensorboard')
+    return SummaryWriter
+
 class Log:
     """config: train.py's settings; start: the first step; pairs: of a step of all ranks; anew: the
     folder holds a former run, which stays as it is until begin()."""
@@ -38,7 +45,8 @@ class Log:
         self.lines = [line for line in whole if json.loads(line)['iter'] < start]
         self.pending = True              # these lines are not yet what is in the file
         self.wandb = self.open_wandb(anew)
-        self.tensorboard = self.open_tensorboard()
+        self.tensorboard = None          # until the former run is over
+        self.writer = config['tensorboard'] and summary_writer()
         if not anew:
             self.begin()
 
@@ -59,15 +67,6 @@ class Log:
             sys.exit(f'error: --wandb_project={project}: {type(e).__name__}: '
                      f'{str(e).splitlines()[0]}')
 
-    def open_tensorboard(self):
-        if not self.config['tensorboard'] or RANK:
-            return None
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            sys.exit('error: --tensorboard needs its package: pip install tensorboard')
-        return SummaryWriter(self.out / 'tensorboard', purge_step=self.start)
-
     def begin(self):
         """The former run of the folder is over: its best weights go, and its later lines."""
         if not self.pending or RANK:
@@ -82,6 +81,11 @@ class Log:
             (self.out / 'best.pt').unlink(missing_ok=True)
         self.put('config.json', json.dumps(self.config | made_by, indent=1))
         self.put('log.jsonl', ''.join(line + '\n' for line in self.lines))
+        if self.writer:
+            self.tensorboard = self.writer(self.out / 'tensorboard', purge_step=self.start)
+            for entry in map(json.loads, self.lines):
+                if entry['iter'] >= self.start:
+                    self.plot(entry)
 
     def put(self, name, text, mode='w'):
         """A full disk costs lines of the log, not the run."""
@@ -106,6 +110,9 @@ class Log:
             self.put('log.jsonl', line + '\n', 'a')
         if self.wandb:
             self.wandb.log(entry, step=entry['iter'])
+        self.plot(entry)
+
+    def plot(self, entry):
         if self.tensorboard:
             for name, value in entry.items():
                 self.tensorboard.add_scalar(name, value, entry['iter'])

@@ -64,20 +64,23 @@ def nearest(embeddings, query, n, chunk=1 << 16):
 # ----------------------------------------------------------------------------------------------
 # what fits
 
-def open_index(model, k):
-    """-> parts, a split of a set each; rows, z, the embeddings of each; said; model. What k.by does
-    not need is None."""
-    names = k.dataset.split(',')
-    if model is None:
-        parts = [Frames(Path(k.data_dir) / name, split, silent=True)
-                 for split in SPLITS for name in names]
-    else:
-        vocab = model.vocab.cpu().numpy()
-        parts = [data for split in SPLITS for data in
-                 open_sets(k.data_dir, k.dataset, split, model.config, vocab, k.context_s)]
-    parts = [data for data in parts if len(data.frames)]
+def open_parts(model, k):
+    """-> all splits of all sets, as the model reads them, or without a model as they are."""
+    parts = []
+    for split in SPLITS:
+        if model is None:
+            parts += [Frames(Path(k.data_dir) / name, split) for name in k.dataset.split(',')]
+        else:
+            vocab = model.vocab.cpu().numpy()
+            parts += open_sets(k.data_dir, k.dataset, split, model.config, vocab, k.context_s)
+    parts = [data for data in parts if len(data.usable)]
     if not parts:
         sys.exit(f'error: {k.dataset} has no frame with words; prepare more videos')
+    return parts
+
+def open_index(model, k):
+    """-> parts; rows, z, the embeddings of each; said; model. What k.by does not need is None."""
+    parts = open_parts(model, k)
     z, said = [None] * len(parts), None
     if k.by != 'said':
         z = [frame_embeddings(model, data, k) for data in parts]

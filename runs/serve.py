@@ -3,7 +3,7 @@
 No path of a request reaches the disk: it names parts, videos and frames by their numbers, and what
 is read are the arrays and the files that videos.jsonl names.
 """
-import contextlib, hashlib, json, mimetypes, os, socket, sys, threading
+import contextlib, hashlib, json, logging, mimetypes, os, socket, sys, threading
 from pathlib import Path
 from urllib.parse import urlencode
 
@@ -29,8 +29,10 @@ def listen(k):
     except ImportError:
         sys.exit('error: --serve needs two packages more: pip install starlette uvicorn')
     try:
+        if not k.host:
+            raise OSError('an empty name would be everybody')
         family = socket.AF_INET6 if ':' in k.host else socket.AF_INET
-        return socket.create_server((k.host or 'none', k.port), family=family)
+        return socket.create_server((k.host, k.port), family=family)
     except (OSError, OverflowError) as e:
         sys.exit(f'error: {k.host}:{k.port} cannot be listened on ({e}); --port=0 takes any that '
                  'is free')
@@ -55,8 +57,11 @@ def serve(index, k, listening):
     print(f'http://{host}:{listening.getsockname()[1]}      Ctrl-C ends it', flush=True)
     settings = uvicorn.Config(app, log_level='warning', server_header=False,
                               timeout_graceful_shutdown=1)
+    server = uvicorn.Server(settings)
+    # Ctrl-C cuts off whoever watches, which is no error
+    logging.getLogger('uvicorn.error').addFilter(lambda record: not server.should_exit)
     with contextlib.suppress(KeyboardInterrupt):
-        uvicorn.Server(settings).run(sockets=[listening])
+        server.run(sockets=[listening])
 
 # ----------------------------------------------------------------------------------------------
 # what is asked for
@@ -99,7 +104,8 @@ def page(request):
         add_links(m, request.app.state, dict(q=query) | way)
     title = ''
     if only:
-        title = printable(index.rows[only[0]](only[1])['title'])
+        row = index.rows[only[0]](only[1])
+        title = printable(row['title'] or row['source'])
     way.pop('only', None)
     html = request.app.state.template.render(
         live=True, q=query, by=by, ways=ways, dataset=k.dataset, moments=moments, notice=notice,

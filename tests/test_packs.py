@@ -181,12 +181,17 @@ def test_an_edited_list_replaces_what_it_was(tmp_path):
     assert len((root / 'items.jsonl').read_text().splitlines()) == 1
 
 
-def test_no_other_program_is_started_for_a_picture(tmp_path):
+def test_no_other_program_is_started_for_a_picture(tmp_path, monkeypatch):
     """Pillow hands PostScript to Ghostscript, whatever the name of the file."""
+    from PIL import EpsImagePlugin
+
+    started = []
+    monkeypatch.setattr(EpsImagePlugin, 'Ghostscript', lambda *_, **__: started.append(1))
     picture(0).save(tmp_path / 'a.eps')
     (tmp_path / 'a.eps').rename(tmp_path / 'a.png')
     with pytest.raises(ValueError, match='cannot be read as a picture'):
         read_picture(tmp_path / 'a.png')
+    assert not started
 
 
 def test_of_equal_words_one_is_judged_if_asked(tmp_path):

@@ -158,7 +158,7 @@ def test_a_passage_is_what_is_said_while_a_frame_stands(tmp_path):
     later = found[found['frame'] == 3]
     begins = talk.times[later['start']] / 1000
     assert (begins // PASSAGE_S == np.arange(4)).all(), 'a long stand is cut'
-    for word in 'antidisestablishment', 'приветствие', 'Ελευθερία', 'Größenwahn':
+    for word in 'crimpinglyish', 'приветствие', 'Ελευθερία', 'Größenwahn':
         ids = gpt2_encoding().encode(' ' + word)
         talk = Talk(tmp_path, ([0, 10.005, 10.015, 10.025], [(10, word), (12, 'so')]))
         assert len(ids) > 2 and text_of(talk, passages(0, talk)[0])[0] == ' ' + word, word
@@ -201,9 +201,8 @@ def test_words_are_found_by_their_stem_and_marked_where_they_are_said(tmp_path):
 
 
 def test_other_writings_and_languages(tmp_path):
-    talk = Talk(
-        tmp_path, ([0], [(1, 'Die Häuser'), (3, 'スープを作る'), (5, 'Привет мир')]), language='de'
-    )
+    words = [(1, 'Die Häuser'), (3, 'スープを作る'), (5, 'Привет мир')]
+    talk = Talk(tmp_path, ([0], words), language='de')
     found = open_said([talk], tmp_path)
     for query in 'haus', 'スープ', 'привет', 'HÄUSER':
         assert len(best_said(found, query, 5)[0]) == 1, query
@@ -474,18 +473,29 @@ def test_a_port_in_use_and_missing_packages_are_one_line(scenes, tmp_path, monke
 
 
 def test_ctrl_c_ends_it_while_somebody_watches(scenes, tmp_path):
+    """A video that is too long for the buffers, of which the browser takes no more."""
     pytest.importorskip('uvicorn')
+    with open(tmp_path / 'long.mp4', 'wb') as video:
+        video.truncate(1 << 28)
+    shutil.copytree(scenes / 'data', tmp_path / 'data')
+    path = tmp_path / 'data/scenes/videos.jsonl'
+    rows = [json.loads(line) | dict(source=str(tmp_path / 'long.mp4')) for line in open(path)]
+    path.write_text(''.join(json.dumps(row) + '\n' for row in rows))
     asked = '--task=search', f'--run={tmp_path}/no', '--dataset=scenes', '--by=said', '--serve'
-    process = start(['eval.py', *asked, f'--data_dir={scenes}/data', '--port=0'])
+    process = start(['eval.py', *asked, f'--data_dir={tmp_path}/data', '--port=0'])
     said = iter(process.stdout.readline, '')
     port = next(int(m[1]) for line in said if (m := re.search(r'127.0.0.1:(\d+)', line)))
+    page = get(SimpleNamespace(port=port), '/?q=circle')[2].decode()
+    video = re.search(r'(/\w+/video/[\d.]+)#', page)[1]
     with socket.create_connection(('127.0.0.1', port)) as link:
-        link.sendall(b'GET /?q=circle HTTP/1.1\r\nHost: localhost\r\n\r\n')
+        link.sendall(f'GET {video} HTTP/1.1\r\nHost: localhost\r\n\r\n'.encode())
         assert link.recv(99).startswith(b'HTTP/1.1 200')
         process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=60)
-    assert 'Traceback' not in err
-    shutil.rmtree(scenes / 'data/search')
+        try:
+            _, err = process.communicate(timeout=20)
+        finally:
+            process.kill()
+    assert 'Traceback' not in err, err
 
 
 def test_only_videos_of_this_machine_are_served(tmp_path):

@@ -1211,11 +1211,10 @@ def test_a_full_disk_keeps_the_former_checkpoint(tmp_path, monkeypatch, capsys):
 
 
 def test_samples_are_drawn_and_change_nothing(scenes, knob, tmp_path, monkeypatch):
-    """A picture a validation, of held-out frames; the steps are the same to the bit."""
-    logs = [
-        run(knob, scenes, tmp_path / str(n), max_iters=4, eval_interval=2, n_samples=n)
-        for n in (0, 3)
-    ]
+    """A picture a validation, of held-out frames; the steps are the same to the bit, and the model
+    is in training again: else nothing would join the queue."""
+    settings = dict(max_iters=4, eval_interval=2, queue_size=64)
+    logs = [run(knob, scenes, tmp_path / str(n), n_samples=n, **settings) for n in (0, 3)]
     losses = [[x['loss'] for x in log if 'loss' in x] for log in logs]
     assert losses[0] == losses[1] and not (tmp_path / '0/samples').exists()
     drawn = sorted((tmp_path / '3/samples').iterdir())
@@ -1235,11 +1234,20 @@ def test_tensorboard_has_what_the_log_has(scenes, knob, tmp_path):
     pytest.importorskip('tensorboard')
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+    def there():
+        events = EventAccumulator(str(tmp_path / 'tensorboard')).Reload()
+        return [(e.step, pytest.approx(e.value, rel=1e-5)) for e in events.Scalars('loss')]
+
+    settings = dict(tensorboard=True, log_interval=2, eval_interval=2)
     for max_iters in 4, 6:  # it goes on
-        log = run(knob, scenes, tmp_path, tensorboard=True, max_iters=max_iters, log_interval=2)
-    events = EventAccumulator(str(tmp_path / 'tensorboard')).Reload()
-    there = [(e.step, pytest.approx(e.value, rel=1e-5)) for e in events.Scalars('loss')]
-    assert [(x['iter'], x['loss']) for x in log if 'loss' in x] == there
+        log = run(knob, scenes, tmp_path, max_iters=max_iters, **settings)
+    former = [(x['iter'], x['loss']) for x in log if 'loss' in x]
+    assert former == there()
+    with pytest.raises(SystemExit, match='no_such'):
+        run(knob, scenes, tmp_path, resume=False, best_by='no_such', **settings)
+    assert former == there(), 'a start that fails loses nothing'
+    log = run(knob, scenes, tmp_path, max_iters=3, resume=False, seed=1, **settings)
+    assert [(x['iter'], x['loss']) for x in log if 'loss' in x] == there()
 
 
 def test_tensorboard_that_is_absent_is_one_line(scenes, knob, tmp_path, monkeypatch):
