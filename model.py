@@ -739,7 +739,10 @@ class VLModel(nn.Module):
         """Normalised states (..., D) -> (..., V). Call it on masked positions only: this is the
         widest matrix of the model."""
         V = self.config.vocab_size
-        return F.linear(self.mlm_head(states), self.tok_embed.weight[:V], self.mlm_bias)
+        spare = -V % 64                            # tensor cores want rows of whole 128 bytes
+        weight = F.pad(self.tok_embed.weight[:V], (0, 0, 0, spare))
+        bias = F.pad(self.mlm_bias, (0, spare))
+        return F.linear(self.mlm_head(states), weight, bias)[..., :V]
 
     def mlm_loss(self, fused, masked, soft):
         """Masked language modelling (BERT, 1810.04805). fused[part] words (n, 1 + T, D) first,

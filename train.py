@@ -76,6 +76,8 @@ seed = 0
 device = 'auto'                  # cuda, mps, cpu
 dtype: Literal['auto', 'float32', 'bfloat16', 'float16'] = 'auto'      # auto: bfloat16 on CUDA
 compile: bool | None = None      # None: on CUDA only
+compile_mode: Literal['default', 'reduce-overhead'] = 'default'        # the latter: CUDA graphs,
+                                 # for models so small that launching kernels takes longest
 recompute = False                # activations again in the backward pass: less memory, more time
 prefetch = 3                     # batches read ahead
 deterministic = False            # the same bits on CUDA as well, slower
@@ -175,7 +177,10 @@ def configure_optimizers(model, fused=False):
                if p.dim() == 2 and 'tok_embed' not in n and not (muon and 'blocks.' in n)]
     groups = [dict(params=decayed, weight_decay=weight_decay), dict(params=others, weight_decay=0.)]
     adamw = torch.optim.AdamW(groups, lr=learning_rate, betas=(beta1, beta2), fused=fused)
-    return [adamw, Muon(blocks, learning_rate, weight_decay)] if blocks else [adamw]
+    if not blocks:
+        return [adamw]
+    compiled = fused and compile is not False
+    return [adamw, Muon(blocks, learning_rate, weight_decay, compiled=compiled)]
 
 def groups_of(optimizers):
     return [group for optimizer in optimizers for group in optimizer.param_groups]
@@ -422,7 +427,7 @@ def prepare_step(model, reader, dev, autocast):
         return wrap(model)
     warnings.filterwarnings('ignore', message='Dynamo detected a call to a `functools.lru_cache`')
     before = {n: b.clone() for n, b in model.named_buffers()}          # the queue must not learn
-    step_model = wrap(torch.compile(model))
+    step_model = wrap(torch.compile(model, mode=compile_mode))
     host = reader.read(reader.at)
     try:
         with autocast():
@@ -467,6 +472,8 @@ def main():  # noqa: C901, PLR0914, PLR0915  (nanoGPT's loop, read in one piece)
              overfit=0, tflop_budget=0, learning_rate=0, min_lr=0, weight_decay=0, grad_clip=0,
              context_s=0, min_scale=.01, jitter=0, turn=0, n_samples=0)
     shares(globals(), 'beta1', 'beta2')
+    if compile_mode != 'default' and gradient_accumulation_steps > 1:
+        sys.exit('error: --compile_mode=reduce-overhead needs gradient_accumulation_steps=1')
     if dry_run:
         return cost_of_config()
 
@@ -528,6 +535,7 @@ def main():  # noqa: C901, PLR0914, PLR0915  (nanoGPT's loop, read in one piece)
         for micro in range(gradient_accumulation_steps):
             batch = to_device(reader.next(), sets[0].meta, model.config, dev)
             last = WORLD == 1 or micro == gradient_accumulation_steps - 1
+            torch.compiler.cudagraph_mark_step_begin()
             with nullcontext() if last else step_model.no_sync(), autocast():
                 loss, terms = step_model(batch)
             scaler.scale(loss / gradient_accumulation_steps).backward()

@@ -19,10 +19,11 @@ step() { # name, seconds, command
     fi
     tail -n 4 "out/gpu/$name.log"
 }
+config=config/bench.py
 bench() { # name, seconds, flags
     local name=$1 limit=$2
     shift 2
-    step "$name" "$limit" python train.py config/bench.py --dataset=gpu --log_interval=4 \
+    step "$name" "$limit" python train.py "$config" --dataset=gpu --log_interval=4 \
         --out_dir="out/gpu/$name" "$@"
 }
 
@@ -37,6 +38,13 @@ bench eager 60 --compile=false --max_iters=12
 wait
 bench compiled 120 --compile=true --max_iters=40
 step kinds 120 python runs/kinds.py config/bench.py --dataset=gpu --compile=true
+
+# a model so small that launching its kernels takes longest
+config=config/demo.py
+for mode in default reduce-overhead; do
+    bench demo-$mode 150 --compile=true --compile_mode=$mode --max_iters=60 --eval_interval=0
+done
+config=config/bench.py
 
 bench float16 60 --compile=false --max_iters=20 --dtype=float16
 bench pairs1024 60 --compile=false --max_iters=8 --batch_size=1024

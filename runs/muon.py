@@ -2,14 +2,18 @@
 import math
 
 import torch
+import torch.nn.functional as F
+
+from model import distributed, gather, rank
 
 class Muon(torch.optim.Optimizer):
     """Momentum, made orthogonal (each singular value about 1), with the step size of AdamW. Muon:
     Jordan 2024; scale .2 sqrt(max side): 2502.16982. Matrices of one shape are made so together,
     and in float32 on a CPU (torch.optim.Muon: one by one, in bfloat16, which a CPU without such
     instructions emulates: it took two thirds of a small model's step)."""
-    def __init__(self, params, lr, decay, momentum=.95):
+    def __init__(self, params, lr, decay, momentum=.95, compiled=False):
         super().__init__(params, dict(lr=lr, weight_decay=decay, momentum=momentum))
+        self.orthogonal = torch.compile(orthogonal, dynamic=False) if compiled else orthogonal
 
     @torch.no_grad()
     def step(self):
@@ -29,9 +33,18 @@ class Muon(torch.optim.Optimizer):
         moved = [self.state[p]['momentum_buffer'] for p in params]
         torch._foreach_lerp_(moved, [p.grad for p in params], 1 - momentum)
         ahead = [p.grad.lerp(m, momentum) for p, m in zip(params, moved)]          # Nesterov
-        update = orthogonal(torch.stack(ahead)).to(params[0].dtype)
+        update = self.together(torch.stack(ahead)).to(params[0].dtype)
         torch._foreach_mul_(params, 1 - lr * decay)
         torch._foreach_add_(params, list(update), alpha=-lr * .2 * math.sqrt(max(params[0].shape)))
+
+    def together(self, G):
+        """orthogonal, of which each rank computes its share."""
+        if not distributed():
+            return self.orthogonal(G)
+        world = torch.distributed.get_world_size()
+        n = math.ceil(len(G) / world)
+        padded = F.pad(G, (0, 0, 0, 0, 0, n * world - len(G)))
+        return gather(self.orthogonal(padded[n * rank():][:n]))[:len(G)]
 
 def orthogonal(G):
     """Matrices (n, R, C) -> with the same singular vectors and singular values near 1, by five

@@ -85,6 +85,25 @@ def test_a_queue_smaller_than_a_batch_has_each_place_once():
     assert m.queue_ids[0].unique().numel() == 5 and torch.equal(m.queue_image, z[m.queue_ids[0]])
 
 
+def test_rows_that_fill_up_the_table_of_words_are_no_words():
+    m, wide = build(), []
+    real = torch.nn.functional.linear
+
+    def linear(x, weight, bias=None):
+        wide.append(len(weight))
+        return real(x, weight, bias)
+
+    states, V = torch.randn(3, 5, m.config.n_embd), m.config.vocab_size
+    plain = m.mlm_head(states) @ m.tok_embed.weight[:V].T + m.mlm_bias
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.nn.functional, 'linear', linear)
+        logits = m.word_logits(states)
+    assert V % 64 and wide[-1] % 64 == 0, 'tensor cores read whole rows'
+    assert logits.shape == (3, 5, V) and torch.allclose(logits, plain, atol=1e-5)
+    logits.sum().backward()
+    assert not m.tok_embed.weight.grad[V:].any()
+
+
 # --- compiling ------------------------------------------------------------------------------------
 
 
@@ -103,6 +122,12 @@ def test_a_compiler_that_fails_ends_the_run_and_says_the_remedy(
     with pytest.raises(SystemExit, match='error: torch.compile failed.*--compile=false'):
         run(knob, scenes, tmp_path / 'run', **alone, compile=True)
     assert not (tmp_path / 'run' / 'latest.pt').exists()
+
+
+def test_cuda_graphs_do_not_add_up_gradients(scenes, knob, tmp_path):  # noqa: F811
+    values = dict(compile_mode='reduce-overhead', gradient_accumulation_steps=2)
+    with pytest.raises(SystemExit, match='reduce-overhead needs gradient_accumulation_steps=1'):
+        run(knob, scenes, tmp_path / 'run', **values)
 
 
 def test_lengths_at_which_cudnn_gives_nan_turn_it_off(monkeypatch):
@@ -161,10 +186,11 @@ def test_a_card_is_known_by_its_full_name(monkeypatch):
 # --- the null GPU: bash runs/test.sh --cuda -------------------------------------------------------
 
 MODEL = """
-import sys, torch, train
+import sys, torch, torch._inductor.compile_fx, train
 from configurator import configure
 from dataclasses import fields
 from model import VLConfig, VLModel
+from runs.muon import orthogonal
 from test_model import make_batch
 config = configure(vars(train), VLConfig, argv=sys.argv[1:2])
 knobs = {f.name: config[f.name] for f in fields(VLConfig) if f.name in config}
@@ -175,13 +201,17 @@ c = VLConfig(**knobs | dict(n_layer=2, n_unimodal=alone, n_head=2, n_embd=64, pr
 keyword = torch.arange(90).where(torch.arange(90) < 40, -1)
 model = VLModel(c, keyword=keyword).cuda()
 batch = {k: v.cuda() for k, v in make_batch(c, 2 * sum(c.plan.values())).items()}
-step = torch.compile(model, fullgraph=True)
+# a stub captures no graphs: whether Inductor would
+torch._inductor.compile_fx.cudagraphify = lambda compiled, *_, **__: compiled
+step = torch.compile(model, fullgraph=True, mode='reduce-overhead')
 for dtype in torch.bfloat16, torch.float16:
     with torch.autocast('cuda', dtype):
         loss, _ = step(batch)
     loss.backward()
     model.zero_grad()
     print('compiled', dtype)
+print('no CUDA graph', torch._dynamo.utils.counters['inductor']['cudagraph_skips'])
+torch.compile(orthogonal, dynamic=False)(torch.ones(2, 32, 64, device='cuda'))
 """
 
 RUN = """
@@ -238,7 +268,8 @@ def null_gpu(request, tmp_path_factory):
 
 @pytest.mark.parametrize('preset', sorted(p.name for p in ROOT.glob('config/*.py')))
 def test_it_compiles_for_sm_90_in_one_graph(null_gpu, preset):
-    assert null_gpu(MODEL, f'config/{preset}').count('compiled') == 2
+    said = null_gpu(MODEL, f'config/{preset}')
+    assert said.count('compiled') == 2 and 'no CUDA graph 0' in said, said
 
 
 def test_no_step_waits_for_the_device_and_a_run_of_a_cpu_goes_on(null_gpu, scenes, tmp_path):
