@@ -158,6 +158,9 @@ class VLConfig:
                     'set n_unimodal=n_layer, or turn on mlm, mim or itm')
         require(self.n_unimodal > 0 or not self.psl,
                 'psl looks at pictures alone: n_unimodal must be 1 or more')
+        for name in 'itm', 'psl':
+            require(self.has(name) or not getattr(self, name),
+                    f'{name} has no part of {self.parts} to work on')
         for p in self.plan:
             require(self.mlm or not (PARTS[p].writes and PARTS[p].paints),
                     f'the part {p} masks words for mlm: give it a weight, or take xmm_image')

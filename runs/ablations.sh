@@ -3,7 +3,6 @@
 # embedded set -> out/ablations8/table.md, table.json. Ctrl-C and again: it goes on.
 #   DTYPE=bfloat16 bash runs/ablations.sh              2 hours on 2 CPU cores with AVX512_BF16
 #   bash runs/ablations.sh "mask6: --mask_rate=.6" flip           full, this change and this preset
-#   TFLOP=64 SEEDS=0 LRS=2e-3 bash runs/ablations.sh amm           longer, without a sweep
 #   DATA=config/drawings.py MODEL= TRUTH= OUT=out/ablations_drawings bash runs/ablations.sh clip
 # Presets choose their learning rate among LRS by validation, with the first seed; changes of the
 # full recipe take the one of full.

@@ -39,8 +39,7 @@ def print_cost(c):
             total, kept = cost(VLConfig(**asdict(c) | off))
         except ValueError:                                             # nothing without the next
             continue
-        alone = '' if spent else ' alone'
-        print(f"{total - spent:8.1f} GFLOP per pair for {' and '.join(names)}{alone}")
+        print(f"{total - spent:8.1f} GFLOP per pair for {' and '.join(names)}")
         spent, names = total, []
     size = sum(p.numel() for p in VLModel(c).parameters() if p.requires_grad) / 1e6
     print(f'{spent:8.1f} GFLOP per pair in all; {size:.1f} M parameters, {c.vocab_size} words; per '

@@ -194,7 +194,7 @@ def test_a_way_of_masking_is_a_row_of_a_table(monkeypatch):
     plan_positions.cache_clear()
     part_rows.cache_clear()
     for part, learned in ('joint_hi', ('mlm', 'itc', 'itm')), ('blind', ('mlm', 'mim', 'itc')):
-        first, last = by_heart(f'{part}:1', itm=1.0)
+        first, last = by_heart(f'{part}:1', itm=float('itm' in learned))
         assert set(first) == set(learned)
         for name in set(learned) - {'itm'}:
             assert last[name] < 0.5 * first[name], (part, name, first[name], last[name])
@@ -923,6 +923,13 @@ def test_matched_pairs_are_true_and_mismatched_ones_are_not():
         'other pictures and other words, in turn'
     )
     assert (seen['pad'][16:] == F.pad(batch['pad'], (1, 0))[who_text[16:]]).all()
+
+
+def test_what_was_asked_for_and_has_nothing_to_work_on_says_so():
+    with pytest.raises(ValueError, match='itm has no part of xmm_image:1 to work on'):
+        build(itm=1.0, parts='xmm_image:1')
+    with pytest.raises(ValueError, match='psl has no part of clean:1,xmm_text:1 to work on'):
+        build(psl=1.0, parts='clean:1,xmm_text:1')
 
 
 def test_the_teacher_follows_slowly_without_gradient_or_training_mode():
