@@ -322,14 +322,14 @@ class Block(nn.Module):
         return x + self.mlp(self.norm2(x))
 
 def run(blocks, x, pad=None, n=None):
-    """x (B, L, D) through blocks; pad (B, L): keys that nobody may look at, or None; n: of one
-    block, the first n positions only. Under bfloat16 autocast the states are bfloat16 as well."""
+    """x (B, L, D) through blocks; pad (B, L): keys that nobody may look at, or None; n: the last
+    block says the first n positions only. Under bfloat16 autocast the states are so as well."""
     mask = None if pad is None else ~pad[:, None, None]                # (B, 1, 1, L), 1 = look
     if not x.is_meta and torch.is_autocast_enabled(x.device.type):
         if torch.get_autocast_dtype(x.device.type) == torch.bfloat16:  # float16 would overflow
             x = x.bfloat16()
-    for block in blocks:
-        x = block(x, mask, n)
+    for i, block in enumerate(blocks, 1):
+        x = block(x, mask, n if i == len(blocks) else None)
     return x
 
 class Predictor(nn.Module):
@@ -354,12 +354,12 @@ class Predictor(nn.Module):
 
     def forward(self, text, canvas, pad):
         """text (B, 1 + T, D) or None, canvas (B, N, D'), pad (B, 1 + T) or None -> (B, N, P)."""
-        N = canvas.shape[1]
         x = canvas + self.pos_embed
-        if text is not None:
-            x = torch.cat([self.embed(text), x], 1)
-            pad = F.pad(pad, (0, N))
-        return self.head(self.norm(run(self.blocks, x, pad)[:, -N:]))
+        if text is None:
+            return self.head(self.norm(run(self.blocks, x)))
+        N = canvas.shape[1]
+        x = torch.cat([x, self.embed(text)], 1)
+        return self.head(self.norm(run(self.blocks, x, F.pad(pad, (N, 0)), N)))
 
 # ----------------------------------------------------------------------------------------------
 # a batch by part: {part: rows}
@@ -561,17 +561,17 @@ class VLModel(nn.Module):
         cls = (self.cls_token + self.pos_embed[:, :1]).expand(len(x), -1, -1)
         return torch.cat([cls.to(pos.dtype), self.patch_embed(x) + pos], 1) + self.type_embed[1]
 
-    def unimodal(self, x, pad=None):
-        """The layers within a modality: (B, L, D) -> (B, L, D)."""
-        return run(self.blocks[:self.config.n_unimodal], x, pad)
+    def unimodal(self, x, pad=None, n=None):
+        """The layers within a modality: (B, L, D) -> (B, L, D), of the last the first n alone."""
+        return run(self.blocks[:self.config.n_unimodal], x, pad, n)
 
-    def read(self, tokens, pad):
+    def read(self, tokens, pad, n=None):
         """Words (B, T), pad (B, 1 + T) -> unimodal states (B, 1 + T, D)."""
-        return self.unimodal(self.embed_text(tokens), pad)
+        return self.unimodal(self.embed_text(tokens), pad, n)
 
-    def see(self, x, ids_keep=None):
+    def see(self, x, ids_keep=None, n=None):
         """Normalised patches (B, N, P), those that stay (B, K) -> unimodal states (B, 1 + K, D)."""
-        return self.unimodal(self.embed_image(x, ids_keep))
+        return self.unimodal(self.embed_image(x, ids_keep), None, n)
 
     def fuse(self, text, image, pad, n=None):
         """The joint layers over unimodal states (B, 1 + T, D) and (B, 1 + K, D), either may be None
@@ -600,7 +600,7 @@ class VLModel(nn.Module):
     def embedding(self, states, proj, pad=None):
         """Unimodal states -> ITC embedding (B, proj_dim) of unit length, from [CLS]."""
         if self.config.n_unimodal == 0:                                # all layers, on it alone
-            states = run(self.blocks, states, pad)
+            states = run(self.blocks, states, pad, 1)
         return F.normalize(proj(states[:, 0]).float(), dim=-1)
 
     # --- one step -----------------------------------------------------------------------------
@@ -616,11 +616,11 @@ class VLModel(nn.Module):
         ids = torch.stack([batch['video'], sentence(batch['tokens'], batch['pad'])])     # (2, B)
 
         # layers within a modality; the teacher sees the same patches and the same masked words
-        mine = self.alone(s)
+        mine = self.alone(s, s.fused, s.match)
         taught = None
         if self.teacher is not None:
             with torch.no_grad():
-                taught = self.teacher.alone(s)
+                taught = self.teacher.alone(s, s.masked if c.distill else [], [])
 
         # joint layers: what each part shows, and the pairs that itm judges
         rows = {p: mine.shown(p, s) for p in s.fused}                  # (words, picture, pad) each
@@ -698,12 +698,19 @@ class VLModel(nn.Module):
         hidden = tokens.scatter(1, slots, torch.where(used, self.mask_id, targets))
         return Words(hidden, slots, used, targets)
 
-    def alone(self, s):
-        """The layers within a modality: a call for all words, one for each number of patches."""
-        image = together(self.see, {p: (s.x[p], s.keep[p]) for p in s.keep})
+    def alone(self, s, fused, match):
+        """The layers within a modality. The last says [CLS] alone where joint layers read nothing:
+        they read what parts that are fused show, and whole pairs to match."""
+        def states(f, rows, read):
+            cls = {p: rows.pop(p) for p in [*rows] if p not in read}
+            return together(f, rows) | together(functools.partial(f, n=1), cls)
+        seen = [p for p in s.keep if p in match or p in fused and PARTS[p].sees]
+        image = states(self.see, {p: (s.x[p], s.keep[p]) for p in s.keep}, seen)
+
         rows = {('whole', p): (s.tokens[p], s.pad[p]) for p in s.whole}
-        rows |= {('masked', p): (s.masked[p].tokens, s.pad[p]) for p in s.masked}
-        text = together(self.read, rows)
+        read = [(_, p) for _, p in rows if p in match or p in fused and p not in s.masked]
+        masked = {('masked', p): (s.masked[p].tokens, s.pad[p]) for p in s.masked}
+        text = states(self.read, rows | masked, [*read, *masked])
         whole = {p: text['whole', p] for p in s.whole}
         masked = {p: text['masked', p] for p in s.masked}
         return States(image, whole, masked,
@@ -715,6 +722,7 @@ class VLModel(nn.Module):
         and the others other words, hard to tell by itc}; possible (n,) bool: there was such a
         negative in the batch."""
         words, picture, pad, i = (join(d, s.match) for d in (mine.whole, mine.image, s.pad, s.at))
+        picture = picture[:, :picture.shape[1] // 2]                   # half does as well
         own = torch.arange(len(i), device=i.device)
         similar = torch.zeros(len(i), len(i), device=i.device)         # without itc: any other
         if s.contrast:
@@ -860,8 +868,8 @@ class VLModel(nn.Module):
         pad, tokens = join(s.pad, s.salient), join(s.tokens, s.salient)
         before = [fused[p][2] for p in (['match'] if s.match else s.salient)]
         votes = self.votes(torch.cat(before), pad)
-        image = join(mine.image, s.salient)[:, 0]                      # (n, D): unimodal [CLS],
-        soft = join(taught.image, s.salient)[:, 0]                     # the teacher's
+        image = torch.cat([mine.image[p][:, 0] for p in s.salient])    # (n, D): unimodal [CLS],
+        soft = torch.cat([taught.image[p][:, 0] for p in s.salient])   # the teacher's
         psl = self.psl_simla if self.config.psl_variant == 'simla' else self.psl_content_words
         return psl(image, soft, votes, tokens, pad[:, 1:])
 
@@ -943,11 +951,11 @@ class VLModel(nn.Module):
 
     def image_embedding(self, patches, ids_keep=None):
         """uint8 patches (B, N, P), those that stay (B, K) -> ITC embeddings (B, proj_dim)."""
-        return self.embedding(self.see(self.normalise(patches), ids_keep), self.image_proj)
+        return self.embedding(self.see(self.normalise(patches), ids_keep, 1), self.image_proj)
 
     def text_embedding(self, tokens, pad):
         """Words (B, T), pad (B, 1 + T) -> ITC embeddings (B, proj_dim)."""
-        return self.embedding(self.read(tokens, pad), self.text_proj, pad)
+        return self.embedding(self.read(tokens, pad, 1), self.text_proj, pad)
 
     def read_pictures(self, pictures):
         """[B PIL pictures] -> patches (B, N, P) uint8: the middle square, as in evaluation."""

@@ -179,8 +179,7 @@ def configure_optimizers(model, fused=False):
     adamw = torch.optim.AdamW(groups, lr=learning_rate, betas=(beta1, beta2), fused=fused)
     if not blocks:
         return [adamw]
-    compiled = fused and compile is not False
-    return [adamw, Muon(blocks, learning_rate, weight_decay, compiled=compiled)]
+    return [adamw, Muon(blocks, learning_rate, weight_decay, fused and compile is not False)]
 
 def groups_of(optimizers):
     return [group for optimizer in optimizers for group in optimizer.param_groups]

@@ -11,7 +11,7 @@ class Muon(torch.optim.Optimizer):
     Jordan 2024; scale .2 sqrt(max side): 2502.16982. Matrices of one shape are made so together,
     and in float32 on a CPU (torch.optim.Muon: one by one, in bfloat16, which a CPU without such
     instructions emulates: it took two thirds of a small model's step)."""
-    def __init__(self, params, lr, decay, momentum=.95, compiled=False):
+    def __init__(self, params, lr, decay, compiled=False, momentum=.95):
         super().__init__(params, dict(lr=lr, weight_decay=decay, momentum=momentum))
         self.orthogonal = torch.compile(orthogonal, dynamic=False) if compiled else orthogonal
 
