@@ -68,7 +68,7 @@ class Part(NamedTuple):
 
     @property
     def matches(self):
-        """itm: such a pair, with (nearly) the whole picture."""
+        """itm: such a pair, with keep_hi of the picture."""
         return self.pairs and self.patches == 'keep_hi'
 
     @property
@@ -323,7 +323,8 @@ class Block(nn.Module):
 
 def run(blocks, x, pad=None, n=None):
     """x (B, L, D) through blocks; pad (B, L): keys that nobody may look at, or None; n: the last
-    block says the first n positions only. Under bfloat16 autocast the states are so as well."""
+    block, if there is one, says the first n positions only. Under bfloat16 autocast the states
+    are bfloat16 as well."""
     mask = None if pad is None else ~pad[:, None, None]                # (B, 1, 1, L), 1 = look
     if not x.is_meta and torch.is_autocast_enabled(x.device.type):
         if torch.get_autocast_dtype(x.device.type) == torch.bfloat16:  # float16 would overflow
@@ -388,8 +389,8 @@ class Shown(NamedTuple):
 
 class States(NamedTuple):
     """What the layers within a modality make of a batch, by part."""
-    image: dict                    # (n, 1 + K, D)
-    whole: dict                    # (n, 1 + T, D) of whole words,
+    image: dict                    # (n, 1 + K, D), or [CLS] alone: (n, 1, D)
+    whole: dict                    # (n, 1 + T, D) of whole words, or [CLS] alone,
     masked: dict                   # of words with [MASK]
     z_image: dict                  # (n, proj_dim) ITC embeddings
     z_text: dict
@@ -566,11 +567,12 @@ class VLModel(nn.Module):
         return run(self.blocks[:self.config.n_unimodal], x, pad, n)
 
     def read(self, tokens, pad, n=None):
-        """Words (B, T), pad (B, 1 + T) -> unimodal states (B, 1 + T, D)."""
+        """Words (B, T), pad (B, 1 + T) -> unimodal states (B, 1 + T or n, D)."""
         return self.unimodal(self.embed_text(tokens), pad, n)
 
     def see(self, x, ids_keep=None, n=None):
-        """Normalised patches (B, N, P), those that stay (B, K) -> unimodal states (B, 1 + K, D)."""
+        """Normalised patches (B, N, P), those that stay (B, K) -> unimodal states (B, 1 + K or n,
+        D)."""
         return self.unimodal(self.embed_image(x, ids_keep), None, n)
 
     def fuse(self, text, image, pad, n=None):
@@ -620,7 +622,8 @@ class VLModel(nn.Module):
         taught = None
         if self.teacher is not None:
             with torch.no_grad():
-                taught = self.teacher.alone(s, s.masked if c.distill else [], [])
+                asked = s if c.distill else s._replace(masked={})
+                taught = self.teacher.alone(asked, asked.masked, [])
 
         # joint layers: what each part shows, and the pairs that itm judges
         rows = {p: mine.shown(p, s) for p in s.fused}                  # (words, picture, pad) each
@@ -707,10 +710,11 @@ class VLModel(nn.Module):
         seen = [p for p in s.keep if p in match or p in fused and PARTS[p].sees]
         image = states(self.see, {p: (s.x[p], s.keep[p]) for p in s.keep}, seen)
 
-        rows = {('whole', p): (s.tokens[p], s.pad[p]) for p in s.whole}
-        read = [(_, p) for _, p in rows if p in match or p in fused and p not in s.masked]
-        masked = {('masked', p): (s.masked[p].tokens, s.pad[p]) for p in s.masked}
-        text = states(self.read, rows | masked, [*read, *masked])
+        rows = {('masked', p): (s.masked[p].tokens, s.pad[p]) for p in s.masked}
+        told = [('whole', p) for p in s.whole if p in match or p in fused and p not in s.masked]
+        told += rows
+        rows |= {('whole', p): (s.tokens[p], s.pad[p]) for p in s.whole}
+        text = states(self.read, rows, told)
         whole = {p: text['whole', p] for p in s.whole}
         masked = {p: text['masked', p] for p in s.masked}
         return States(image, whole, masked,
@@ -722,7 +726,7 @@ class VLModel(nn.Module):
         and the others other words, hard to tell by itc}; possible (n,) bool: there was such a
         negative in the batch."""
         words, picture, pad, i = (join(d, s.match) for d in (mine.whole, mine.image, s.pad, s.at))
-        picture = picture[:, :picture.shape[1] // 2]                   # half does as well
+        picture = picture[:, :picture.shape[1] // 2]   # half of it does as well (runs/RESULTS.md)
         own = torch.arange(len(i), device=i.device)
         similar = torch.zeros(len(i), len(i), device=i.device)         # without itc: any other
         if s.contrast:
@@ -750,9 +754,9 @@ class VLModel(nn.Module):
         """Normalised states (..., D) -> (..., V). Call it on masked positions only: this is the
         widest matrix of the model."""
         V = self.config.vocab_size
-        spare = -V % 64                            # tensor cores want rows of whole 128 bytes
-        weight = F.pad(self.tok_embed.weight[:V], (0, 0, 0, spare))
-        bias = F.pad(self.mlm_bias, (0, spare))
+        weight, bias = self.tok_embed.weight[:V], self.mlm_bias
+        if states.is_cuda:                         # tensor cores want rows of whole 128 bytes
+            weight, bias = F.pad(weight, (0, 0, 0, -V % 64)), F.pad(bias, (0, -V % 64))
         return F.linear(self.mlm_head(states), weight, bias)[..., :V]
 
     def mlm_loss(self, fused, masked, soft):

@@ -76,8 +76,7 @@ seed = 0
 device = 'auto'                  # cuda, mps, cpu
 dtype: Literal['auto', 'float32', 'bfloat16', 'float16'] = 'auto'      # auto: bfloat16 on CUDA
 compile: bool | None = None      # None: on CUDA only
-compile_mode: Literal['default', 'reduce-overhead'] = 'default'        # the latter: CUDA graphs,
-                                 # for models so small that launching kernels takes longest
+compile_mode: Literal['default', 'reduce-overhead'] = 'default'        # small models: CUDA graphs
 recompute = False                # activations again in the backward pass: less memory, more time
 prefetch = 3                     # batches read ahead
 deterministic = False            # the same bits on CUDA as well, slower
@@ -534,7 +533,8 @@ def main():  # noqa: C901, PLR0914, PLR0915  (nanoGPT's loop, read in one piece)
         for micro in range(gradient_accumulation_steps):
             batch = to_device(reader.next(), sets[0].meta, model.config, dev)
             last = WORLD == 1 or micro == gradient_accumulation_steps - 1
-            torch.compiler.cudagraph_mark_step_begin()
+            if compile_mode != 'default':
+                torch.compiler.cudagraph_mark_step_begin()
             with nullcontext() if last else step_model.no_sync(), autocast():
                 loss, terms = step_model(batch)
             scaler.scale(loss / gradient_accumulation_steps).backward()

@@ -1,6 +1,6 @@
 # ALBEF, 2107.07651: align, then fuse.
 # Differs: fusion by attention over [text ; image] in a shared stack (there cross-attention in half
-# of a text encoder); one negative per pair
+# of a text encoder); one negative per pair; matching sees half of the patches
 n_unimodal = n_layer // 2
 parts = 'xmm_text:1'
 keep_hi = 1.0

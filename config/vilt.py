@@ -1,6 +1,6 @@
 # ViLT, 2102.03334: one stream, masked words with the whole picture, matching.
-# Differs: one negative per pair (there a pair is true or false with probability 1/2); no word-patch
-# alignment by optimal transport
+# Differs: one negative per pair (there a pair is true or false with probability 1/2), judged by
+# half of the patches; no word-patch alignment by optimal transport
 n_unimodal = 0
 parts = 'xmm_text:1'
 keep_hi = 1.0

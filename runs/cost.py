@@ -6,7 +6,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from model import OBJECTIVES, VLConfig, VLModel
 
-def cost(c, B=64):
+def cost(c, B=16):
     """-> GFLOP per pair of a training step (forward, backward, teacher), MB per pair kept for the
     backward pass (float32); counted without computing."""
     kept = {}
