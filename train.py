@@ -434,7 +434,7 @@ def prepare_step(model, reader, dev, autocast):
         # not eager instead: slower unseen, and other ranks would wait for this one for ever
         why = re.sub(r'\s+', ' ', str(e).split('Set TORCHDYNAMO')[0])
         sys.exit(f'error: torch.compile failed ({type(e).__name__}: {why[:150]} ... {why[-150:]}); '
-                 'take --compile=false to train without')
+                 'take --compile=false; if a run was killed compiling, empty /tmp/torchinductor_*')
     model.zero_grad(set_to_none=True)
     for n, b in model.named_buffers():
         b.copy_(before[n])
