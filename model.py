@@ -710,11 +710,10 @@ class VLModel(nn.Module):
         seen = [p for p in s.keep if p in match or p in fused and PARTS[p].sees]
         image = states(self.see, {p: (s.x[p], s.keep[p]) for p in s.keep}, seen)
 
-        rows = {('masked', p): (s.masked[p].tokens, s.pad[p]) for p in s.masked}
+        hidden = {('masked', p): (s.masked[p].tokens, s.pad[p]) for p in s.masked}
+        rows = hidden | {('whole', p): (s.tokens[p], s.pad[p]) for p in s.whole}
         told = [('whole', p) for p in s.whole if p in match or p in fused and p not in s.masked]
-        told += rows
-        rows |= {('whole', p): (s.tokens[p], s.pad[p]) for p in s.whole}
-        text = states(self.read, rows, told)
+        text = states(self.read, rows, [*hidden, *told])
         whole = {p: text['whole', p] for p in s.whole}
         masked = {p: text['masked', p] for p in s.masked}
         return States(image, whole, masked,

@@ -470,8 +470,8 @@ def main():  # noqa: C901, PLR0914, PLR0915  (nanoGPT's loop, read in one piece)
              overfit=0, tflop_budget=0, learning_rate=0, min_lr=0, weight_decay=0, grad_clip=0,
              context_s=0, min_scale=.01, jitter=0, turn=0, n_samples=0)
     shares(globals(), 'beta1', 'beta2')
-    if compile_mode != 'default' and gradient_accumulation_steps > 1:
-        sys.exit('error: --compile_mode=reduce-overhead needs gradient_accumulation_steps=1')
+    if compile_mode != 'default' and (compile is False or gradient_accumulation_steps > 1):
+        sys.exit(f'error: --compile_mode={compile_mode} needs compile, and no accumulation')
     if dry_run:
         return cost_of_config()
 

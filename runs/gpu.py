@@ -135,7 +135,7 @@ def parts():
         p.grad = torch.zeros_like(p) if p.requires_grad else None
     mine = [p for p in model.parameters() if p.grad is not None]
     muon = Muon([p for n, p in model.named_parameters() if p.dim() == 2 and n.startswith('blocks')],
-                1e-3, 0.)
+                1e-3, 0., compiled=True)
     yield dict(what='Muon', ms=ms(muon.step, 5))
     G = random(12, 4 * D, D)
     together = torch.compile(orthogonal)

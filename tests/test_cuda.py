@@ -129,10 +129,10 @@ def test_a_compiler_that_fails_ends_the_run_and_says_the_remedy(
     assert not (tmp_path / 'run' / 'latest.pt').exists()
 
 
-def test_cuda_graphs_do_not_add_up_gradients(scenes, knob, tmp_path):  # noqa: F811
-    values = dict(compile_mode='reduce-overhead', gradient_accumulation_steps=2)
-    with pytest.raises(SystemExit, match='reduce-overhead needs gradient_accumulation_steps=1'):
-        run(knob, scenes, tmp_path / 'run', **values)
+def test_cuda_graphs_are_compiled_and_add_up_nothing(scenes, knob, tmp_path):  # noqa: F811
+    for value in dict(gradient_accumulation_steps=2), dict(compile=False):
+        with pytest.raises(SystemExit, match='reduce-overhead needs compile, and no accumulation'):
+            run(knob, scenes, tmp_path / 'run', compile_mode='reduce-overhead', **value)
 
 
 def test_lengths_at_which_cudnn_gives_nan_turn_it_off(monkeypatch):
