@@ -753,9 +753,11 @@ class VLModel(nn.Module):
         """Normalised states (..., D) -> (..., V). Call it on masked positions only: this is the
         widest matrix of the model."""
         V = self.config.vocab_size
-        weight, bias = self.tok_embed.weight[:V], self.mlm_bias
+        weight, bias = self.tok_embed.weight, F.pad(self.mlm_bias, (0, 2))
         if states.is_cuda:                         # tensor cores want rows of whole 128 bytes
-            weight, bias = F.pad(weight, (0, 0, 0, -V % 64)), F.pad(bias, (0, -V % 64))
+            spare = -len(weight) % 64
+            weight, bias = F.pad(weight, (0, 0, 0, spare)), F.pad(bias, (0, spare))
+        # sliced here and not before: a slice of the table would cost its backward pass
         return F.linear(self.mlm_head(states), weight, bias)[..., :V]
 
     def mlm_loss(self, fused, masked, soft):

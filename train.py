@@ -166,7 +166,7 @@ def get_lr(it, steps):
     share = min(1, (it - warmup_iters) / max(1, steps - warmup_iters))
     return min_lr + .5 * (1 + math.cos(math.pi * share)) * (learning_rate - min_lr)
 
-def configure_optimizers(model, fused=False):
+def configure_optimizers(model):
     """Muon for the matrices of the blocks; AdamW for the rest, with weight decay on matrices but
     not on biases, norms, word embeddings and special vectors -> list of optimizers."""
     named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
@@ -175,10 +175,11 @@ def configure_optimizers(model, fused=False):
     decayed = [p for n, p in named
                if p.dim() == 2 and 'tok_embed' not in n and not (muon and 'blocks.' in n)]
     groups = [dict(params=decayed, weight_decay=weight_decay), dict(params=others, weight_decay=0.)]
-    adamw = torch.optim.AdamW(groups, lr=learning_rate, betas=(beta1, beta2), fused=fused)
+    adamw = torch.optim.AdamW(groups, lr=learning_rate, betas=(beta1, beta2), fused=True)
     if not blocks:
         return [adamw]
-    return [adamw, Muon(blocks, learning_rate, weight_decay, fused and compile is not False)]
+    compiled = blocks[0].is_cuda and compile is not False
+    return [adamw, Muon(blocks, learning_rate, weight_decay, compiled)]
 
 def groups_of(optimizers):
     return [group for optimizer in optimizers for group in optimizer.param_groups]
@@ -239,8 +240,7 @@ def go_on(checkpoint, model, optimizers, scaler):
     try:
         model.load_state_dict(checkpoint['model'])
         for optimizer, state in zip(optimizers, checkpoint['optimizers'], strict=True):
-            # betas and decay as told today; fused as this device has it, or AdamW's step counters
-            # would be loaded to where the former one wanted them
+            # betas and decay as told today
             for group, now in zip(state['param_groups'], optimizer.param_groups, strict=True):
                 group.update(now, params=group['params'])
             optimizer.load_state_dict(state)
@@ -485,7 +485,7 @@ def main():  # noqa: C901, PLR0914, PLR0915  (nanoGPT's loop, read in one piece)
     if resume and former.exists():
         checkpoint = read_former(former)
     model, sets, val_sets = build(dev)
-    optimizers = configure_optimizers(model, fused=dev.type == 'cuda')
+    optimizers = configure_optimizers(model)
     start, best = 0, math.inf
     if checkpoint:
         go_on(checkpoint, model, optimizers, scaler)

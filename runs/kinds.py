@@ -42,7 +42,7 @@ def main():
     if precision != 'float32':
         autocast = functools.partial(torch.autocast, dev.type, getattr(torch, precision))
     model, sets, _ = train.build(dev)
-    optimizers = train.configure_optimizers(model, fused=dev.type == 'cuda')
+    optimizers = train.configure_optimizers(model)
     reader = train.Reader(sets, model.config, 0)
     step_model = train.prepare_step(model, reader, dev, autocast)
     scaler = torch.amp.GradScaler(dev.type, enabled=False)

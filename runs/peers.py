@@ -51,7 +51,7 @@ def measure(make, c, batches, dev, way):
     cuda = dev.type == 'cuda'
     net, loss = make(c)
     net.to(dev).train()
-    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-4, fused=cuda)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-4, fused=True)
     if cuda:
         torch.cuda.reset_peak_memory_stats()
     with FlopCounterMode(display=False) as counter:

@@ -158,7 +158,7 @@ def by_heart(parts, **settings):
     for k in 'patches', 'tokens', 'pad', 'video':
         batch[k] = batch[k][torch.arange(16) % 8]
     batch['patches'] = batch['patches'][:, :, :1].expand(-1, -1, 192)
-    optimizers, first = train.configure_optimizers(m, fused=False), m(batch)[1]
+    optimizers, first = train.configure_optimizers(m), m(batch)[1]
     for group in (group for optimizer in optimizers for group in optimizer.param_groups):
         group['lr'] *= 4
     for _ in range(50):
