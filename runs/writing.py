@@ -3,6 +3,8 @@ names against those that --truth has: precision, recall, F1; beside what is writ
 half the set away, and beside what was said."""
 import re
 
+import numpy as np
+
 from data.scenes import truth
 from runs.caption import as_text
 
@@ -13,7 +15,9 @@ def judge(model, data, pairs, k):
     if not k.truth:
         return dict(skipped='no --truth')
     scenes = truth.scenes(data, pairs[0], k.truth)
-    there = [{name for name, _ in truth.named(scene)} for scene, _ in scenes]
+    told_of = np.flatnonzero([bool(scene) for scene, _ in scenes])     # others cannot be judged
+    pairs = [x[told_of] for x in pairs]
+    there = [{name for name, _ in truth.named(scenes[i][0])} for i in told_of]
     names = sorted(set().union(*there))
     if not names:
         return {}                                  # what is to be seen are no objects

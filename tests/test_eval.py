@@ -1,6 +1,6 @@
 """pytest tests/test_eval.py -q      on runs that train.py made"""
 
-import json, math, subprocess, sys
+import json, math, shutil, subprocess, sys
 from pathlib import Path
 from types import SimpleNamespace
 import numpy as np
@@ -15,7 +15,7 @@ from data.arrays import EVAL_SEED, Frames, draw_noise, open_sets, unpatchify
 from data.scenes import truth
 from runs import caption, ground, paint
 from runs.table import numbers, settings
-from runs.writing import scores
+from runs.writing import judge, scores
 from test_train import command
 
 
@@ -182,6 +182,15 @@ def test_what_is_written_is_scored_by_what_there_is():
         x_precision=0.5, x_recall=pytest.approx(2 / 3), x_f1=pytest.approx(4 / 7)
     )
     assert scores('x', [set()], [set()])['x_f1'] == 0
+
+
+def test_pictures_without_truth_are_not_judged(scenes, trained, tmp_path):
+    for path in sorted((scenes / 'videos' / 'truth').iterdir())[::2]:
+        shutil.copy(path, tmp_path)
+    model, k = opened(trained, truth=str(tmp_path))
+    data = train_split(model, k)
+    r = judge(model, data, data.pairs(40), k)
+    assert r['said_precision'] == 1 and r['said_recall'] > 0.3, 'what is said there is true'
 
 
 def test_partners_are_of_other_videos_or_none():
