@@ -753,11 +753,10 @@ class VLModel(nn.Module):
         """Normalised states (..., D) -> (..., V). Call it on masked positions only: this is the
         widest matrix of the model."""
         V = self.config.vocab_size
-        weight, bias = self.tok_embed.weight, F.pad(self.mlm_bias, (0, 2))
+        weight = self.tok_embed.weight             # all of it: a slice would cost its backward pass
         if states.is_cuda:                         # tensor cores want rows of whole 128 bytes
-            spare = -len(weight) % 64
-            weight, bias = F.pad(weight, (0, 0, 0, spare)), F.pad(bias, (0, spare))
-        # sliced here and not before: a slice of the table would cost its backward pass
+            weight = F.pad(weight, (0, 0, 0, -len(weight) % 64))
+        bias = F.pad(self.mlm_bias, (0, len(weight) - V))
         return F.linear(self.mlm_head(states), weight, bias)[..., :V]
 
     def mlm_loss(self, fused, masked, soft):

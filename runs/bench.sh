@@ -15,7 +15,7 @@ if python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
     python train.py config/bench.py --out_dir=out/bench/compiled "$@"
     python train.py config/bench.py --out_dir=out/bench/eager --compile=false "$@"
 else
-    # Muon's share of a step of so few pairs would be two thirds: AdamW, like the peers
+    # so few pairs do not pay for Muon: AdamW, like the peers
     set -- --batch_size=32 --max_iters=4 --log_interval=1 --muon=false "$@"
     python train.py config/bench.py --out_dir=out/bench/float32 "$@"
     python train.py config/bench.py --out_dir=out/bench/bfloat16 --dtype=bfloat16 "$@"
