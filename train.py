@@ -65,7 +65,7 @@ gradient_accumulation_steps = 1
 max_iters = 2000
 tflop_budget = 0.0               # train for so many counted TFLOP instead: equal compute
 learning_rate = 1e-3
-muon = True                      # Muon for the matrices of the blocks; False: AdamW for all
+muon = True                      # Muon for inner matrices; False: AdamW for all
 min_lr = 1e-5
 warmup_iters = 100
 weight_decay = .05
@@ -167,19 +167,24 @@ def get_lr(it, steps):
     return min_lr + .5 * (1 + math.cos(math.pi * share)) * (learning_rate - min_lr)
 
 def configure_optimizers(model):
-    """Muon for the matrices of the blocks; AdamW for the rest, with weight decay on matrices but
-    not on biases, norms, word embeddings and special vectors -> list of optimizers."""
-    named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
-    blocks = [p for n, p in named if muon and p.dim() == 2 and 'blocks.' in n]
-    others = [p for n, p in named if p.dim() != 2 or 'tok_embed' in n]
-    decayed = [p for n, p in named
-               if p.dim() == 2 and 'tok_embed' not in n and not (muon and 'blocks.' in n)]
+    """Muon for the matrices between what comes in and what comes out: not for word embeddings, nor
+    for heads that say pixels or classes. AdamW for the rest, with weight decay on matrices but not
+    on biases, norms, word embeddings and special vectors -> list of optimizers."""
+    matrices, decayed, others = [], [], []
+    for name, p in model.named_parameters():
+        if p.requires_grad:
+            if p.dim() != 2 or 'tok_embed' in name:
+                others.append(p)
+            elif muon and not re.search('(predictor.|itm_|keyword_)head', name):
+                matrices.append(p)
+            else:
+                decayed.append(p)
     groups = [dict(params=decayed, weight_decay=weight_decay), dict(params=others, weight_decay=0.)]
     adamw = torch.optim.AdamW(groups, lr=learning_rate, betas=(beta1, beta2), fused=True)
-    if not blocks:
+    if not matrices:
         return [adamw]
-    compiled = blocks[0].is_cuda and compile is not False
-    return [adamw, Muon(blocks, learning_rate, weight_decay, compiled)]
+    compiled = matrices[0].is_cuda and compile is not False
+    return [adamw, Muon(matrices, learning_rate, weight_decay, compiled)]
 
 def groups_of(optimizers):
     return [group for optimizer in optimizers for group in optimizer.param_groups]

@@ -127,15 +127,16 @@ def parts():
     from data.views import window_patches
     from model import VLConfig, VLModel
     from runs.checkpoints import snapshot
-    from runs.muon import Muon, orthogonal
+    from runs.muon import orthogonal
+    from train import configure_optimizers
     c = VLConfig(vocab_size=50_257, full_size=SIDE, n_keywords=4096, image_size=256, patch_size=16,
                  n_layer=12, n_unimodal=8, n_head=12, n_embd=D, proj_dim=256, distill=.4)
     model = VLModel(c).cuda()
     for p in model.parameters():
         p.grad = torch.zeros_like(p) if p.requires_grad else None
     mine = [p for p in model.parameters() if p.grad is not None]
-    muon = Muon([p for n, p in model.named_parameters() if p.dim() == 2 and n.startswith('blocks')],
-                1e-3, 0., compiled=True)
+    adamw, muon = configure_optimizers(model)
+    yield dict(what='AdamW', ms=ms(adamw.step))
     yield dict(what='Muon', ms=ms(muon.step, 5))
     G = random(12, 4 * D, D)
     together = torch.compile(orthogonal)

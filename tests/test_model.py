@@ -177,6 +177,22 @@ def test_overfits_eight_pairs(parts):
         assert last[name] < 0.35 * first[name], (name, first[name], last[name])
 
 
+def test_muon_has_the_matrices_between_what_comes_in_and_what_comes_out():
+    m = build(parts=EVERY, itm=1.0, psl=1.0, distill=0.4)
+    names = {id(p): name for name, p in m.named_parameters()}
+    adamw, muon = train.configure_optimizers(m)
+    has = [
+        {names[id(p)] for p in group['params']}
+        for group in (*adamw.param_groups, *muon.param_groups)
+    ]
+    decayed, others, matrices = has
+    assert decayed == {'predictor.head.weight', 'itm_head.weight', 'keyword_head.1.weight'}
+    assert 'tok_embed.weight' in others
+    among = 'patch_embed', 'predictor.embed', 'blocks.0.attn.qkv', 'mlm_head.0', 'image_proj.1'
+    assert {f'{name}.weight' for name in among} <= matrices
+    assert sum(map(len, has)) == sum(p.requires_grad for p in m.parameters())
+
+
 def test_chance_level_at_the_start():
     m = build(n_embd=64)
     _, losses = m(make_batch(m.config))
@@ -943,9 +959,10 @@ def test_matched_pairs_are_true_and_mismatched_ones_are_not():
     who_text = [int((whole[:, 0] - t[0]).abs().sum(1).argmin()) for t in seen['text']]
     full = m.unimodal(m.embed_image(m.normalise(batch['patches']), ids))[:, 0]
     who_image = [int((full - v[0]).abs().sum(1).argmin()) for v in seen['image']]
-    assert (
-        who_text[:16] == who_image[:16] == list(range(16))
-        and seen['image'].shape == (32, pictures.shape[1] // 2, 32)
+    assert who_text[:16] == who_image[:16] == list(range(16)) and seen['image'].shape == (
+        32,
+        pictures.shape[1] // 2,
+        32,
     )
     assert all(a != b for a, b in zip(who_text[16:], who_image[16:]))
     assert who_text[16::2] == list(range(0, 16, 2)) and who_image[17::2] == list(range(1, 16, 2)), (

@@ -1,6 +1,6 @@
 """pytest tests/test_train.py -q      on a small set of scenes that the real programs prepared"""
 
-import json, math, os, random, re, shutil, signal, subprocess, sys, time, types
+import functools, json, math, os, random, re, shutil, signal, subprocess, sys, time, types
 from pathlib import Path
 import numpy as np
 from PIL import Image
@@ -369,6 +369,19 @@ def test_muon_steps_like_torchs(knob):
         assert (p - q).norm() < 2e-4 * q.norm(), 'but for the rounding of bfloat16'
     singular = torch.linalg.svdvals(orthogonal(torch.randn(3, 20, 50)))
     assert 0.6 < singular.min() and singular.max() < 1.3
+
+
+def test_muon_is_compiled_for_each_of_more_than_eight_shapes(monkeypatch):
+    compile_ = functools.partial(torch.compile, backend='eager')
+    monkeypatch.setattr(torch, 'compile', compile_)
+    monkeypatch.setattr(torch._dynamo.config, 'recompile_limit', 8)
+    graphs = torch._dynamo.utils.counters['stats']
+    params = [torch.nn.Parameter(torch.randn(4, 4 + n)) for n in range(10)]
+    for p in params:
+        p.grad = torch.randn(p.shape)
+    before = graphs['unique_graphs']
+    Muon(params, 1e-2, 0.0, compiled=True).step()
+    assert graphs['unique_graphs'] == before + 10
 
 
 def test_a_run_learns_and_logs(unbroken):
