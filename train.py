@@ -170,21 +170,18 @@ def configure_optimizers(model):
     """Muon for the matrices between what comes in and what comes out: not for word embeddings, nor
     for heads that say pixels or classes. AdamW for the rest, with weight decay on matrices but not
     on biases, norms, word embeddings and special vectors -> list of optimizers."""
-    matrices, decayed, others = [], [], []
-    for name, p in model.named_parameters():
-        if p.requires_grad:
-            if p.dim() != 2 or 'tok_embed' in name:
-                others.append(p)
-            elif muon and not re.search('(predictor.|itm_|keyword_)head', name):
-                matrices.append(p)
-            else:
-                decayed.append(p)
+    named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+    others = [p for n, p in named if p.dim() != 2 or 'tok_embed' in n]
+    weights = [(n, p) for n, p in named if p.dim() == 2 and 'tok_embed' not in n]
+    heads = 'predictor.head', 'itm_head', 'keyword_head'
+    inner = [p for n, p in weights if muon and not n.startswith(heads)]
+    decayed = [p for n, p in weights if not muon or n.startswith(heads)]
     groups = [dict(params=decayed, weight_decay=weight_decay), dict(params=others, weight_decay=0.)]
     adamw = torch.optim.AdamW(groups, lr=learning_rate, betas=(beta1, beta2), fused=True)
-    if not matrices:
+    if not inner:
         return [adamw]
-    compiled = matrices[0].is_cuda and compile is not False
-    return [adamw, Muon(matrices, learning_rate, weight_decay, compiled)]
+    compiled = inner[0].is_cuda and compile is not False
+    return [adamw, Muon(inner, learning_rate, weight_decay, compiled)]
 
 def groups_of(optimizers):
     return [group for optimizer in optimizers for group in optimizer.param_groups]
