@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The whole path on the embedded set: make narrated videos, prepare, pretrain, look at what was
-# learned. 6.5 minutes on 2 CPU cores, without the installation.
+# learned. 5 minutes on 2 CPU cores, without the installation.
 #   bash runs/demo.sh            Ctrl-C and again: it goes on
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/env.sh"
