@@ -13,10 +13,9 @@ class Muon(torch.optim.Optimizer):
     instructions emulates: it took two thirds of a small model's step)."""
     def __init__(self, params, lr, decay, compiled=False, momentum=.95):
         super().__init__(params, dict(lr=lr, weight_decay=decay, momentum=momentum))
-        self.orthogonal = orthogonal
-        if compiled:                               # for each shape, of which there are more than 8
-            torch._dynamo.config.recompile_limit = 64
-            self.orthogonal = torch.compile(orthogonal, dynamic=False)
+        # a version for each shape; the default is eight, beyond which it would go on eager
+        self.orthogonal = (torch.compile(orthogonal, dynamic=False, recompile_limit=64)
+                           if compiled else orthogonal)
 
     @torch.no_grad()
     def step(self):

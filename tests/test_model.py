@@ -959,11 +959,8 @@ def test_matched_pairs_are_true_and_mismatched_ones_are_not():
     who_text = [int((whole[:, 0] - t[0]).abs().sum(1).argmin()) for t in seen['text']]
     full = m.unimodal(m.embed_image(m.normalise(batch['patches']), ids))[:, 0]
     who_image = [int((full - v[0]).abs().sum(1).argmin()) for v in seen['image']]
-    assert who_text[:16] == who_image[:16] == list(range(16)) and seen['image'].shape == (
-        32,
-        pictures.shape[1] // 2,
-        32,
-    )
+    assert who_text[:16] == who_image[:16] == list(range(16))
+    assert seen['image'].shape == (32, pictures.shape[1] // 2, 32)
     assert all(a != b for a, b in zip(who_text[16:], who_image[16:]))
     assert who_text[16::2] == list(range(0, 16, 2)) and who_image[17::2] == list(range(1, 16, 2)), (
         'other pictures and other words, in turn'
