@@ -68,7 +68,7 @@ class Part(NamedTuple):
 
     @property
     def matches(self):
-        """itm: such a pair, with keep_hi of the picture."""
+        """itm, tag: such a pair, with keep_hi of the picture."""
         return self.pairs and self.patches == 'keep_hi'
 
     @property
@@ -88,14 +88,15 @@ PARTS = dict(
     text_only=Part(    'some',  None))       # BERT
 
 # what each objective needs of a part
-OBJECTIVES = dict(mlm='writes', mim='paints', itc='pairs', itm='matches', psl='fuses_whole')
+OBJECTIVES = dict(mlm='writes', mim='paints', itc='pairs', itm='matches', psl='fuses_whole',
+                  tag='matches')
 
 @dataclass
 class VLConfig:
     # what the data decides
     vocab_size: int                # V
     full_size: int                 # side of the stored picture, of which the model sees a window
-    n_keywords: int                # content words of the vocabulary: what psl chooses from
+    n_keywords: int                # C: content words of the vocabulary, what tag asks for
     # sizes
     image_size: int = 64           # at random places in training, in the middle in evaluation
     patch_size: int = 8            # any multiple of the stored one
@@ -119,9 +120,9 @@ class VLConfig:
     itc: float = 1.                # image-text contrast, over batch_size x ranks
     queue_size: int = 0            # teacher embeddings of earlier batches as negatives (ALBEF)
     itm: float = 0.                # image-text matching against hard negatives
-    psl: float = 0.                # pseudo-labelled keywords
-    psl_variant: Literal['content_words', 'simla'] = 'content_words'       # simla: as published
-    distill: float = 0.            # share of the teacher's soft targets in mlm, itc, simla's psl,
+    psl: float = 0.                # pseudo-labelled keywords (SIMLA)
+    tag: float = 0.                # the text's content words, told by some patch
+    distill: float = 0.            # share of the teacher's soft targets in mlm, itc, psl,
     distill_iters: int = 1000      # reached after so many steps
     teacher_momentum: float = .995
 
@@ -156,16 +157,16 @@ class VLConfig:
         else:
             require(any(map(self.has, ('mlm', 'mim', 'itm'))), 'nothing uses the joint layers: '
                     'set n_unimodal=n_layer, or turn on mlm, mim or itm')
-        require(self.n_unimodal > 0 or not self.psl,
-                'psl looks at pictures alone: n_unimodal must be 1 or more')
-        for name in 'itm', 'psl':
+        require(self.n_unimodal > 0 or not self.psl and not self.tag,
+                'psl and tag look at pictures alone: n_unimodal must be 1 or more')
+        for name in 'itm', 'psl', 'tag':
             require(self.has(name) or not getattr(self, name),
                     f'{name} has no part of {self.parts} to work on')
         for p in self.plan:
             require(self.mlm or not (PARTS[p].writes and PARTS[p].paints),
                     f'the part {p} masks words for mlm: give it a weight, or take xmm_image')
-        require(self.psl_variant != 'simla' or not self.has('psl') or self.has('itc'),
-                "psl_variant='simla' needs itc")
+        require(self.has('itc') or not self.psl, 'psl needs itc')
+        require(self.has('mlm') or not self.tag, 'tag needs mlm, whose head says its words')
 
     @property
     def n_patches(self):
@@ -386,6 +387,7 @@ class Shown(NamedTuple):
     contrast: list                 # parts whose pictures and words itc compares
     match: list                    # parts whose pairs itm judges
     salient: list                  # parts that psl asks for keywords
+    tagged: list                   # parts whose patches tag asks for words
 
 class States(NamedTuple):
     """What the layers within a modality make of a batch, by part."""
@@ -428,9 +430,9 @@ def together(f, rows):
 
 class VLModel(nn.Module):
     def __init__(self, config, vocab=None, word_start=None, pixel_mean=(.5, .5, .5),
-                 pixel_std=(.25, .25, .25), keyword=None):
+                 pixel_std=(.25, .25, .25), keywords=None):
         """vocab (V,): the GPT-2 id of each token; word_start (V + 2,): whether it starts a word;
-        keyword (V,): its class for psl, or -1."""
+        keywords (C,): the tokens that tag asks for."""
         super().__init__()
         self.config = c = config
         D, P, V = c.n_embd, c.patch_size ** 2 * 3, c.vocab_size
@@ -441,7 +443,8 @@ class VLModel(nn.Module):
             self.register_buffer(name, torch.as_tensor(otherwise if value is None else value))
         buffer('vocab', vocab, torch.arange(V))
         buffer('word_start', word_start, torch.ones(V + 2, dtype=torch.bool))
-        buffer('keyword', keyword, torch.arange(V))
+        if c.has('tag'):
+            buffer('keywords', keywords, torch.arange(c.n_keywords))
         buffer('pixel_mean', torch.as_tensor(pixel_mean, dtype=torch.float32))
         buffer('pixel_std', torch.as_tensor(pixel_std, dtype=torch.float32))
 
@@ -486,10 +489,10 @@ class VLModel(nn.Module):
             self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / .07)))
         if c.has('itm'):
             self.itm_head = nn.Linear(D, 2)
-        if c.has('psl') and c.psl_variant == 'simla':
+        if c.has('psl'):
             self.keyword_head = nn.Linear(c.proj_dim, c.vocab_size)
-        elif c.has('psl'):
-            self.keyword_head = nn.Sequential(nn.LayerNorm(D), nn.Linear(D, c.n_keywords))
+        if c.has('tag'):                                               # a word in half of the texts
+            self.tag_bias = nn.Parameter(torch.tensor(-math.log(2 * c.n_keywords * c.n_patches)))
 
         # BERT sees no patches, MAE no words
         unused = []
@@ -532,13 +535,12 @@ class VLModel(nn.Module):
                 nn.init.xavier_uniform_(p)
             elif p.dim() > 2 and not name.endswith('pos_embed'):
                 nn.init.normal_(p, std=.02)
-            elif name.endswith('bias'):
+            elif name.endswith('bias') and p.dim():
                 nn.init.zeros_(p)
             elif name == 'mlm_head.2.weight':
                 nn.init.constant_(p, .3)                               # the first loss is ln V
         if c.has('psl'):                                               # few words are keywords
-            head = self.keyword_head if c.psl_variant == 'simla' else self.keyword_head[1]
-            nn.init.constant_(head.bias, -4.)
+            nn.init.constant_(self.keyword_head.bias, -4.)
 
     # --- states -------------------------------------------------------------------------------
 
@@ -622,7 +624,7 @@ class VLModel(nn.Module):
         taught = None
         if self.teacher is not None:
             with torch.no_grad():
-                asked = s if c.distill else s._replace(masked={})
+                asked = s._replace(masked=s.masked if c.distill else {}, tagged=[])
                 taught = self.teacher.alone(asked, asked.masked, [])
 
         # joint layers: what each part shows, and the pairs that itm judges
@@ -646,6 +648,8 @@ class VLModel(nn.Module):
             losses['itm'] = self.itm_loss(fused['match'][0], fused['mismatch'][0], possible)
         if s.salient:
             losses['psl'] = self.psl_loss(s, mine, taught, fused)
+        if s.tagged:
+            losses['tag'] = self.tag_loss(s, mine)
 
         weighted = [getattr(c, name) * value for name, value in losses.items() if '/' not in name]
         # a zero that no compiler can know of, or it would take the loss of a single objective and
@@ -669,6 +673,7 @@ class VLModel(nn.Module):
             return [p for p in at if c.has(objective) and getattr(PARTS[p], quality)]
         painted, contrast, match = parts('mim'), parts('itc'), parts('itm')
         salient = parts('psl', 'matches' if match else None)
+        tagged = parts('tag')
 
         masked = {p: self.hide_words(p, tokens[p], pad[p][:, 1:], batch['noise_text'][at[p]],
                                      batch['noise_rate'][at[p]])
@@ -680,7 +685,7 @@ class VLModel(nn.Module):
         keep = {p: self.choose_patches(p, batch['noise_image'][at[p]])
                 for p in at if PARTS[p].sees or p in contrast}
         return Shown(at, x, keep, tokens, pad, masked,
-                     whole, fused, painted, contrast, match, salient)
+                     whole, fused, painted, contrast, match, salient, tagged)
 
     def choose_patches(self, part, noise):
         """noise (n, N) -> which patches stay (n, K)."""
@@ -703,11 +708,12 @@ class VLModel(nn.Module):
 
     def alone(self, s, fused, match):
         """The layers within a modality. The last says [CLS] alone where joint layers read nothing:
-        they read what parts that are fused show, and whole pairs to match."""
+        they read what parts that are fused show, and whole pairs to match. tag reads patches."""
         def states(f, rows, read):
             cls = {p: rows.pop(p) for p in [*rows] if p not in read}
             return together(f, rows) | together(functools.partial(f, n=1), cls)
-        seen = [p for p in s.keep if p in match or p in fused and PARTS[p].sees]
+        seen = [p for p in s.keep
+                if p in match or p in s.tagged or p in fused and PARTS[p].sees]
         image = states(self.see, {p: (s.x[p], s.keep[p]) for p in s.keep}, seen)
 
         hidden = {('masked', p): (s.masked[p].tokens, s.pad[p]) for p in s.masked}
@@ -874,20 +880,11 @@ class VLModel(nn.Module):
         votes = self.votes(torch.cat(before), pad)
         image = torch.cat([mine.image[p][:, 0] for p in s.salient])    # (n, D): unimodal [CLS],
         soft = torch.cat([taught.image[p][:, 0] for p in s.salient])   # the teacher's
-        psl = self.psl_simla if self.config.psl_variant == 'simla' else self.psl_content_words
-        return psl(image, soft, votes, tokens, pad[:, 1:])
+        return self.keyword_loss(image, soft, votes, tokens, pad[:, 1:])
 
-    def psl_content_words(self, image, taught, votes, tokens, pad):
-        """image, taught (n, D), votes (n, n_head, T), tokens, pad (n, T)."""
-        target, ignored = self.keywords(taught, votes, tokens, pad)
-        p = self.keyword_head(image).float().sigmoid().clamp(1e-6, 1 - 1e-6)
-        shy = (p - .05).clamp(min=0)                                   # of what was not said, only
-        said = target * p.log()                                        # confident errors count
-        unsaid = (1 - target) * ~ignored * shy ** 4 * (1 - shy).log()  # asymmetric loss, 2009.14119
-        return -(said + unsaid).sum() / target.sum().clamp(min=1)
-
-    def psl_simla(self, image, taught, votes, tokens, pad):
-        """As published: 4 tokens per head, the 5 with most votes, BCE over the vocabulary."""
+    def keyword_loss(self, image, taught, votes, tokens, pad):
+        """4 tokens per head, the 5 with most votes, BCE over the vocabulary. image, taught (n, D),
+        votes (n, n_head, T), tokens, pad (n, T)."""
         n, T = tokens.shape
         votes = votes.masked_fill(pad[:, None], 0.)
         ballot = torch.zeros_like(votes).scatter(2, votes.topk(min(4, T), 2).indices, 1.)
@@ -909,21 +906,27 @@ class VLModel(nn.Module):
         last = self.blocks[-1]
         return last.attn.cls_row(last.norm1(before), mask)[:, :, 1:pad.shape[1]]
 
-    @torch.no_grad()
-    def keywords(self, taught, votes, tokens, pad):
-        """-> target (n, n_keywords) 0 or 1: the 5 content words with most attention, and up to 5
-        that the teacher is sure of; ignored (n, n_keywords) bool: where the teacher is in doubt."""
-        (n, T), C = tokens.shape, self.config.n_keywords
-        none = torch.zeros(n, C + 1, device=tokens.device)             # the last: no content word
-        classes = self.keyword[tokens].masked_fill(pad, -1)            # (n, T), -1: no content word
-        said = none.scatter(1, classes % (C + 1), 1.)[:, :-1]
-        salience, at = votes.mean(1).masked_fill(classes < 0, -1).topk(min(5, T), 1)
-        chosen = torch.where(salience >= 0, classes.gather(1, at), C)
-        target = none.scatter(1, chosen, 1.)[:, :-1]
-        q = self.teacher.keyword_head(taught).float().sigmoid()
-        sure, best = q.masked_fill(said > 0, 0.).topk(min(5, C), 1)
-        target = target.scatter_reduce(1, best, (sure > .5).float(), 'amax')
-        return target, ((q > .1) | (said > 0)) & (target == 0)
+    def tag_loss(self, s, mine):
+        """Image tagging: is this content word said of the picture (Tag2Text, 2303.05657)? Some
+        patch has to say it, with the head that fills in words (multiple instances, 1411.4952)."""
+        tokens, pad = join(s.tokens, s.tagged), join(s.pad, s.tagged)[:, 1:]
+        V, C = self.config.vocab_size, self.config.n_keywords
+
+        # which of them are said (n, C); all other words are thrown together as the last
+        words = torch.full((V,), C, device=tokens.device)
+        words = words.scatter(0, self.keywords, torch.arange(C, device=tokens.device))
+        said = torch.zeros(len(tokens), C + 1, device=tokens.device)
+        said = said.scatter(1, words[tokens].masked_fill(pad, C), 1.)[:, :C]
+
+        tags = self.tags(join(mine.image, s.tagged))
+        return F.binary_cross_entropy_with_logits(tags, said, reduction='none').sum(1).mean()
+
+    def tags(self, image):
+        """Unimodal states of pictures (n, 1 + K, D) -> logits (n, C) of the content words."""
+        weight, bias = self.tok_embed.weight[self.keywords], self.mlm_bias[self.keywords]
+        states = self.mlm_head(self.norm(image[:, 1:]))
+        each = F.linear(states, weight, bias + self.tag_bias)          # what a patch says (n, K, C)
+        return each.float().logsumexp(1)
 
     # --- use ----------------------------------------------------------------------------------
 
@@ -1050,8 +1053,10 @@ def read_checkpoint(path, device='cpu'):
     try:
         checkpoint = torch.load(path, map_location=device, weights_only=True)
         config = dict(checkpoint['model_config'])
-        config.pop('itc_variant', None)                                # of runs before 2026-11-25
+        for old in 'itc_variant', 'psl_variant':                       # of runs before 2026-12
+            config.pop(old, None)
         model = VLModel(VLConfig(**config))
+        checkpoint['model'].pop('keyword', None)
         model.load_state_dict(checkpoint['model'])
     except FileNotFoundError:
         sys.exit(f'error: no checkpoint {path}; train one first: python train.py')

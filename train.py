@@ -136,13 +136,13 @@ def build(dev):
         sys.exit(f'error: {dataset} has no training frame with words around it; '
                  'raise --context_s, or prepare more videos')
 
-    keyword = None
-    if c.has('psl') and c.psl_variant == 'content_words':
-        keyword = build_keywords([data.tokens for data in sets], vocab, c.text_len)
-        c.n_keywords = int(keyword.max()) + 1
+    keywords = None
+    if c.has('tag'):
+        keywords = build_keywords([data.tokens for data in sets], vocab, c.text_len)
+        c.n_keywords = len(keywords)
         if not c.n_keywords:
-            sys.exit(f'error: psl finds no content words in {dataset}; take --psl=0')
-    model = VLModel(c, vocab, word_start, meta['pixel_mean'], meta['pixel_std'], keyword)
+            sys.exit(f'error: tag finds no content words in {dataset}; take --tag=0')
+    model = VLModel(c, vocab, word_start, meta['pixel_mean'], meta['pixel_std'], keywords)
     return model.to(dev), sets, val_sets
 
 def cost_of_config():

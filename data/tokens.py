@@ -74,8 +74,8 @@ def build_vocab(texts, compact_vocab=True):
     return vocab, np.array(starts + [True, True])
 
 def build_keywords(texts, vocab, stretch, limit=4096):
-    """The content words that psl chooses from: whole words, no stop words, in at least 3 and at
-    most half of the stretches of so many tokens -> class of each token (V,), -1: none."""
+    """The content words that tag asks for: whole words, no stop words, in at least 3 and at most
+    half of the stretches of so many tokens, the commonest first -> their tokens (C,)."""
     lookup, encoding = compact_lookup(vocab), gpt2_encoding()
     said, n = np.zeros(len(vocab), int), 0
     for tokens in texts:
@@ -88,11 +88,9 @@ def build_keywords(texts, vocab, stretch, limit=4096):
             said += np.bincount(known[fresh], minlength=len(vocab))
             n += len(known)
     chosen = []
-    for i in np.argsort(-said, kind='stable'):                         # the commonest first
+    for i in np.argsort(-said, kind='stable'):
         text = encoding.decode_single_token_bytes(int(vocab[i])).decode('latin-1')
         whole = re.fullmatch(' [A-Za-z]{3,}', text) and text[1:].lower() not in STOP_WORDS
         if whole and 3 <= said[i] <= n / 2:
             chosen.append(i)
-    keyword = np.full(len(vocab), -1)
-    keyword[chosen[:limit]] = np.arange(len(chosen[:limit]))
-    return keyword
+    return np.array(chosen[:limit], int)

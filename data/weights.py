@@ -141,13 +141,11 @@ def load_former(model, theirs):
     vocab, its_vocab = model.vocab.cpu().numpy(), theirs['vocab'].cpu().numpy()
     _, mine, its = np.intersect1d(vocab, its_vocab, return_indices=True)
     n = model.config.n_patches
-    same_keywords = (np.array_equal(vocab, its_vocab)
-                     and torch.equal(model.keyword.cpu(), theirs['keyword'].cpu()))
     of_data = {name for name, _ in model.named_buffers()}
     for name, value in theirs.items():
         if name in of_data or name.startswith(('teacher.', 'queue', 'alpha')):
             continue
-        if name not in own or name.startswith('keyword_head.1') and not same_keywords:
+        if name not in own:
             left.append(name)
             continue
         here, value = own[name], value.to(own[name].device)

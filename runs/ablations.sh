@@ -22,7 +22,7 @@ learn() { # folder, flags...: trained and evaluated, unless it already is
     python train.py "$DATA" $MODEL --batch_size=64 --warmup_iters=50 --dtype="$DTYPE" \
         --tflop_budget="$TFLOP" --eval_interval=1000000 "${@:2}" --out_dir="$1"
     python eval.py --run="$1" --checkpoint=latest --truth="${TRUTH-data/scenes/videos/truth}" \
-        --candidates=500 --task=retrieval,words,patches,keywords,ground
+        --candidates=500 --task=retrieval,words,patches,tags,ground
 }
 best() { # folders -> the one with the best last validation: R@1, or the loss if nothing is ranked
     python -c 'import json, sys

@@ -7,7 +7,7 @@ import numpy as np
 
 SHOWN = """i2t_r1 t2i_r1 itm_i2t_r1 itm_t2i_r1 likelihood_i2t_r1 likelihood_t2i_r1 mlm_acc_right
 mlm_acc_shuffled alignment_bits psnr_masked psnr_from_words colour_acc_from_words
-keyword_precision_voted keyword_precision_any patches_pointing""".split()
+tags_f1 tags_of_another_f1 patches_pointing""".split()
 
 def tell(found):
     """{name: number} -> the screen; the same for JSON, which has no NaN: None."""

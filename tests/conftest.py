@@ -121,7 +121,7 @@ def trained(scenes, tmp_path_factory):
             n_embd=64,
             batch_size=48,
             itm=1.0,
-            psl=0.1,
+            tag=1.0,
             parts='xmm_text:4,xmm_image:4,amm_text:4,amm_image:4',
         )
     )

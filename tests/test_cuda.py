@@ -203,8 +203,7 @@ alone = round(2 * config['n_unimodal'] / config['n_layer'])
 c = VLConfig(**knobs | dict(n_layer=2, n_unimodal=alone, n_head=2, n_embd=64, proj_dim=16,
              predictor_n_layer=1, text_len=12, image_size=32, patch_size=8, full_size=32,
              vocab_size=90, n_keywords=40))
-keyword = torch.arange(90).where(torch.arange(90) < 40, -1)
-model = VLModel(c, keyword=keyword).cuda()
+model = VLModel(c).cuda()
 batch = {k: v.cuda() for k, v in make_batch(c, 2 * sum(c.plan.values())).items()}
 # a stub captures no graphs: how many Inductor would
 taken = []
@@ -280,7 +279,7 @@ def test_it_compiles_for_sm_90_in_one_graph(null_gpu, preset):
 
 
 def test_no_step_waits_for_the_device_and_a_run_of_a_cpu_goes_on(null_gpu, scenes, tmp_path):
-    values = TINY | dict(itm=1, psl=1, distill=0.4, eval_interval=0, log_interval=50)
+    values = TINY | dict(itm=1, psl=1, tag=1, distill=0.4, eval_interval=0, log_interval=50)
     values |= dict(compile=False, count_flops=False, data_dir=f'{scenes}/data', out_dir=tmp_path)
 
     def train_on(device, max_iters):

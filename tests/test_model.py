@@ -48,8 +48,8 @@ SMALL = dict(
 def build(seed=0, **settings):
     torch.manual_seed(seed)
     c = VLConfig(**SMALL | settings)
-    keyword = torch.where(torch.arange(V) % 2 == 0, torch.arange(V) // 2, -1)
-    return VLModel(c, word_start=torch.rand(V + 2) < 0.6, keyword=keyword if c.n_keywords else None)
+    keywords = torch.arange(0, 2 * c.n_keywords, 2)
+    return VLModel(c, word_start=torch.rand(V + 2) < 0.6, keywords=keywords)
 
 
 def make_batch(c, n=B, seed=0, full=False):
@@ -88,8 +88,10 @@ def plans():
     yield 'norm_pix', dict(mim_target='norm_pix')
     yield 'itm', dict(itm=1.0)
     yield 'itm_alone', dict(itm=1.0, mlm=0.0, mim=0.0, itc=0.0, parts='clean:1')
-    yield 'psl', dict(psl=1.0, n_keywords=V // 2)
-    yield 'psl_simla', dict(psl=1.0, psl_variant='simla', itm=1.0, distill=0.4, distill_iters=1)
+    yield 'psl', dict(psl=1.0)
+    yield 'psl_taught', dict(psl=1.0, itm=1.0, distill=0.4, distill_iters=1)
+    yield 'tag', dict(tag=1.0, n_keywords=V // 2)
+    yield 'tag_towers', dict(tag=1.0, n_keywords=3, parts='clean:3,text_only:1', n_unimodal=3)
     yield 'distilled', dict(distill=0.4, distill_iters=1, parts=EVERY)
     yield 'queue', dict(queue_size=64, distill=0.4, distill_iters=1)
     yield (
@@ -97,6 +99,7 @@ def plans():
         dict(
             itm=1.0,
             psl=1.0,
+            tag=1.0,
             n_keywords=V // 2,
             distill=0.4,
             distill_iters=1,
@@ -186,7 +189,7 @@ def test_muon_has_the_matrices_between_what_comes_in_and_what_comes_out():
         for group in (*adamw.param_groups, *muon.param_groups)
     ]
     decayed, others, matrices = has
-    assert decayed == {'predictor.head.weight', 'itm_head.weight', 'keyword_head.1.weight'}
+    assert decayed == {'predictor.head.weight', 'itm_head.weight', 'keyword_head.weight'}
     assert 'tok_embed.weight' in others
     among = 'patch_embed', 'predictor.embed', 'blocks.0.attn.qkv', 'mlm_head.0', 'image_proj.1'
     assert {f'{name}.weight' for name in among} <= matrices
@@ -528,7 +531,9 @@ def test_the_ends_of_the_dial():
         (dict(itm=1.0, n_unimodal=3, parts='clean:1'), 'joint layers'),
         (dict(queue_size=-8), 'queue'),
         (dict(psl=1.0, n_unimodal=0, parts='xmm_image:1'), 'pictures alone'),
-        (dict(psl=1.0, psl_variant='simla', itc=0.0), 'needs itc'),
+        (dict(psl=1.0, itc=0.0), 'needs itc'),
+        (dict(tag=1.0, mlm=0.0), 'needs mlm'),
+        (dict(tag=1.0, n_unimodal=0), 'pictures alone'),
         (dict(distill=1.0), 'below 1'),
     ],
 )
@@ -900,7 +905,7 @@ def test_a_former_run_gives_its_weights_word_by_word(tmp_path):
 def test_weights_weigh():
     """Half the weight, half the share of the loss: none of them is a switch."""
     settings = dict(n_keywords=V // 2, parts=EVERY)
-    weights = dict(mlm=0.5, mim=0.25, itc=2.0, itm=0.1, psl=0.7)
+    weights = dict(mlm=0.5, mim=0.25, itc=2.0, itm=0.1, psl=0.7, tag=0.3)
     m = build(**settings, **weights)
     loss, terms = m(make_batch(m.config))
     assert loss.item() == pytest.approx(
@@ -973,6 +978,8 @@ def test_what_was_asked_for_and_has_nothing_to_work_on_says_so():
         build(itm=1.0, parts='xmm_image:1')
     with pytest.raises(ValueError, match='psl has no part of clean:1,xmm_text:1 to work on'):
         build(psl=1.0, parts='clean:1,xmm_text:1')
+    with pytest.raises(ValueError, match='tag has no part of xmm_image:1 to work on'):
+        build(tag=1.0, parts='xmm_image:1')
 
 
 def test_the_teacher_follows_slowly_without_gradient_or_training_mode():
@@ -1046,41 +1053,51 @@ def test_the_queue_holds_what_was_enqueued_and_forgets_the_oldest():
 
 
 def test_a_word_said_twice_stays_a_pseudo_label(monkeypatch):
-    """simla's: votes for a word's first place count, though another place of it has none."""
-    m, seen = build(psl=1.0, psl_variant='simla', itm=1.0), []
+    """Votes for a word's first place count, though another place of it has none."""
+    m, seen = build(psl=1.0, itm=1.0), []
     monkeypatch.setattr(
         F, 'binary_cross_entropy_with_logits', lambda z, target: seen.append(target) or z.mean()
     )
     tokens, votes = torch.full((1, T), 7), torch.zeros(1, m.config.n_head, T)
     tokens[0, 1:4], votes[:, :, :4] = torch.tensor([8, 9, 10]), 1.0
-    m.psl_simla(
+    m.keyword_loss(
         torch.randn(1, 32), torch.randn(1, 32), votes, tokens, torch.zeros(1, T, dtype=torch.bool)
     )
     assert seen[0][0].nonzero().flatten().tolist() == [7, 8, 9, 10]
 
 
-def test_keywords_are_the_content_words_with_most_attention():
-    m = build(psl=1.0, n_keywords=V // 2)
-    m.keyword.copy_(torch.where(torch.arange(V) % 2 == 0, torch.arange(V) // 2, -1))
-    with torch.no_grad():
-        m.teacher.keyword_head[1].bias.fill_(-9.0)
-        m.teacher.keyword_head[1].bias[40] = (
-            9.0  # the teacher is sure of class 40, and in doubt about 41
-        )
-        m.teacher.keyword_head[1].bias[41] = -1.0
-    tokens, pad, votes = (
-        torch.zeros(2, T, dtype=torch.long),
-        torch.zeros(2, T, dtype=torch.bool),
-        torch.zeros(2, 2, T),
-    )
-    tokens[0] = torch.tensor([2, 4, 6, 8, 10, 12, 14, 3, 5, 7, 9, 11])
-    votes[0] = torch.tensor([7.0, 6, 5, 4, 3, 2, 1, 9, 9, 9, 9, 9])  # the function words get most
-    tokens[1, :2], pad[1, 2:] = torch.tensor([20, 21]), True
-    target, ignored = m.keywords(torch.zeros(2, 32), votes, tokens, pad)
-    assert [t.nonzero().flatten().tolist() for t in target] == [[1, 2, 3, 4, 5, 40], [10, 40]]
-    assert [i.nonzero().flatten().tolist() for i in ignored] == [[6, 7, 41], [41]], (
-        'said but not chosen; in doubt'
-    )
+def test_a_picture_is_tagged_with_the_content_words_of_its_text_by_any_of_its_patches():
+    """Recomputed by hand; words that are no content words, said twice or padding change nothing."""
+    m = build(tag=1.0, itc=0.0, mim=0.0, parts='xmm_text:1', n_keywords=30).eval()
+    batch = make_batch(m.config, 4)
+    batch['tokens'][0, :4], batch['pad'][0] = torch.tensor([8, 8, 9, 20]), torch.arange(T) > 3
+    want, keep = [], batch['noise_image'].argsort(1)[:, :8]
+    for i in range(4):
+        states = m.see(m.normalise(batch['patches'][[i]]), keep[[i]])[0, 1:]
+        each = m.word_logits(m.norm(states))[:, m.keywords] + m.tag_bias
+        tags = each.exp().sum(0).log()
+        tokens = batch['tokens'][i][~batch['pad'][i]].tolist()
+        said = torch.tensor([k in tokens for k in m.keywords.tolist()])
+        assert i or m.keywords[said].tolist() == [8, 20]
+        want.append(-(tags.sigmoid().log()[said].sum() + (-tags).sigmoid().log()[~said].sum()))
+    assert m(batch)[1]['tag'].item() == pytest.approx(sum(want).item() / 4, rel=1e-4)
+
+    same = {k: v.clone() for k, v in batch.items()}
+    same['tokens'][0, :6] = torch.tensor([20, 8, 11, 20, 2, 4])
+    assert torch.equal(m(same)[1]['tag'], m(batch)[1]['tag'])
+    same['tokens'][0, 0] = 22
+    assert not torch.equal(m(same)[1]['tag'], m(batch)[1]['tag'])
+
+
+def test_patches_that_are_not_shown_tag_nothing():
+    m = build(tag=1.0, itc=0.0, mim=0.0, parts='xmm_text:1', n_keywords=30).eval()
+    batch = make_batch(m.config, 4)
+    gone = batch['noise_image'].argsort(1)[:, m.config.n_patches // 2 :]
+    other = batch | dict(patches=batch['patches'].clone())
+    other['patches'][torch.arange(4)[:, None], gone] = 255 - other['patches'][
+        torch.arange(4)[:, None], gone
+    ]
+    assert torch.equal(m(batch)[1]['tag'], m(other)[1]['tag'])
 
 
 def test_cls_row_is_the_attention_of_the_first_position():

@@ -117,7 +117,7 @@ def test_twenty_million_frames_start_in_seconds(tmp_path):
     )
     assert usable == n and opened_s < 10 and first_s < 3 and gb < 1.5
 
-    argv = dict(dataset='set', data_dir=tmp_path, out_dir=tmp_path / 'run', max_iters=1, psl=1)
+    argv = dict(dataset='set', data_dir=tmp_path, out_dir=tmp_path / 'run', max_iters=1, tag=1)
     argv |= dict(image_size=16, patch_size=8, n_layer=2, n_unimodal=1, n_embd=32, n_head=2)
     argv |= dict(batch_size=32, device='cpu', keep_hi=1.0, keep_lo=0.5, eval_interval=0)
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
