@@ -910,14 +910,8 @@ class VLModel(nn.Module):
         """Image tagging: is this content word said of the picture (Tag2Text, 2303.05657)? Some
         patch has to say it, with the head that fills in words (multiple instances, 1411.4952)."""
         tokens, pad = join(s.tokens, s.tagged), join(s.pad, s.tagged)[:, 1:]
-        V, C = self.config.vocab_size, self.config.n_keywords
-
-        # which of them are said (n, C); all other words are thrown together as the last
-        words = torch.full((V,), C, device=tokens.device)
-        words = words.scatter(0, self.keywords, torch.arange(C, device=tokens.device))
-        said = torch.zeros(len(tokens), C + 1, device=tokens.device)
-        said = said.scatter(1, words[tokens].masked_fill(pad, C), 1.)[:, :C]
-
+        said = (tokens[:, :, None] == self.keywords) & ~pad[:, :, None]            # (n, T, C)
+        said = said.any(1).float()
         tags = self.tags(join(mine.image, s.tagged))
         return F.binary_cross_entropy_with_logits(tags, said, reduction='none').sum(1).mean()
 

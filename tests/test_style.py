@@ -9,7 +9,7 @@ from conftest import ROOT
 BUDGET = {  # lines as ruff formats them: were, at most
     'configurator.py': (198, 226),
     'prepare.py': (2007, 706),
-    'model.py': (1474, 1200),
+    'model.py': (1474, 1210),
     'train.py': (1179, 680),
     'eval.py': (2058, 485),
 }
