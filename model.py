@@ -185,7 +185,7 @@ class VLConfig:
     @property
     def teacher(self):
         """Whether an objective needs one."""
-        return bool(self.distill or self.has('psl') or self.queue_size and self.has('itc'))
+        return bool(self.distill or self.queue_size and self.has('itc'))
 
 def require(true, message):
     if not true:
@@ -491,8 +491,8 @@ class VLModel(nn.Module):
             self.itm_head = nn.Linear(D, 2)
         if c.has('psl'):
             self.keyword_head = nn.Linear(c.proj_dim, c.vocab_size)
-        if c.has('tag'):                                               # a word in half of the texts
-            self.tag_bias = nn.Parameter(torch.tensor(-math.log(2 * c.n_keywords * c.n_patches)))
+        if c.has('tag'):
+            self.tag_bias = nn.Parameter(torch.zeros(()))
 
         # BERT sees no patches, MAE no words
         unused = []
@@ -535,12 +535,14 @@ class VLModel(nn.Module):
                 nn.init.xavier_uniform_(p)
             elif p.dim() > 2 and not name.endswith('pos_embed'):
                 nn.init.normal_(p, std=.02)
-            elif name.endswith('bias') and p.dim():
+            elif name.endswith('bias'):
                 nn.init.zeros_(p)
             elif name == 'mlm_head.2.weight':
                 nn.init.constant_(p, .3)                               # the first loss is ln V
         if c.has('psl'):                                               # few words are keywords
             nn.init.constant_(self.keyword_head.bias, -4.)
+        if c.has('tag'):                                               # one in every second text
+            nn.init.constant_(self.tag_bias, -math.log(2 * max(1, c.n_keywords)))
 
     # --- states -------------------------------------------------------------------------------
 
@@ -712,8 +714,7 @@ class VLModel(nn.Module):
         def states(f, rows, read):
             cls = {p: rows.pop(p) for p in [*rows] if p not in read}
             return together(f, rows) | together(functools.partial(f, n=1), cls)
-        seen = [p for p in s.keep
-                if p in match or p in s.tagged or p in fused and PARTS[p].sees]
+        seen = [p for p in s.keep if p in [*match, *s.tagged] or p in fused and PARTS[p].sees]
         image = states(self.see, {p: (s.x[p], s.keep[p]) for p in s.keep}, seen)
 
         hidden = {('masked', p): (s.masked[p].tokens, s.pad[p]) for p in s.masked}
@@ -878,13 +879,13 @@ class VLModel(nn.Module):
         pad, tokens = join(s.pad, s.salient), join(s.tokens, s.salient)
         before = [fused[p][2] for p in (['match'] if s.match else s.salient)]
         votes = self.votes(torch.cat(before), pad)
-        image = torch.cat([mine.image[p][:, 0] for p in s.salient])    # (n, D): unimodal [CLS],
-        soft = torch.cat([taught.image[p][:, 0] for p in s.salient])   # the teacher's
+        image = torch.cat([mine.image[p][:, 0] for p in s.salient])    # (n, D): unimodal [CLS]
+        soft = taught and torch.cat([taught.image[p][:, 0] for p in s.salient])
         return self.keyword_loss(image, soft, votes, tokens, pad[:, 1:])
 
     def keyword_loss(self, image, taught, votes, tokens, pad):
-        """4 tokens per head, the 5 with most votes, BCE over the vocabulary. image, taught (n, D),
-        votes (n, n_head, T), tokens, pad (n, T)."""
+        """4 tokens per head, the 5 with most votes, BCE over the vocabulary. image (n, D), taught
+        likewise or None, votes (n, n_head, T), tokens, pad (n, T)."""
         n, T = tokens.shape
         votes = votes.masked_fill(pad[:, None], 0.)
         ballot = torch.zeros_like(votes).scatter(2, votes.topk(min(4, T), 2).indices, 1.)
@@ -892,10 +893,11 @@ class VLModel(nn.Module):
         target = image.new_zeros(n, self.config.vocab_size)            # said twice: once
         target = target.scatter_reduce(1, tokens.gather(1, at), (count > 0).to(image.dtype), 'amax')
         z = F.normalize(self.image_proj(image).float(), dim=-1)
-        with torch.no_grad():
-            z_taught = F.normalize(self.teacher.image_proj(taught).float(), dim=-1)
-            soft = self.teacher.keyword_head(z_taught).float().sigmoid()
-            target = (1 - self.alpha) * target + self.alpha * soft
+        if taught is not None:
+            with torch.no_grad():
+                z_taught = F.normalize(self.teacher.image_proj(taught).float(), dim=-1)
+                soft = self.teacher.keyword_head(z_taught).float().sigmoid()
+                target = (1 - self.alpha) * target + self.alpha * soft
         return F.binary_cross_entropy_with_logits(self.keyword_head(z).float(), target)
 
     @torch.no_grad()
@@ -910,17 +912,15 @@ class VLModel(nn.Module):
         """Image tagging: is this content word said of the picture (Tag2Text, 2303.05657)? Some
         patch has to say it, with the head that fills in words (multiple instances, 1411.4952)."""
         tokens, pad = join(s.tokens, s.tagged), join(s.pad, s.tagged)[:, 1:]
-        said = (tokens[:, :, None] == self.keywords) & ~pad[:, :, None]            # (n, T, C)
-        said = said.any(1).float()
+        said = ((tokens[:, :, None] == self.keywords) & ~pad[:, :, None]).any(1).float()    # (n, C)
         tags = self.tags(join(mine.image, s.tagged))
         return F.binary_cross_entropy_with_logits(tags, said, reduction='none').sum(1).mean()
 
     def tags(self, image):
         """Unimodal states of pictures (n, 1 + K, D) -> logits (n, C) of the content words."""
-        weight, bias = self.tok_embed.weight[self.keywords], self.mlm_bias[self.keywords]
-        states = self.mlm_head(self.norm(image[:, 1:]))
-        each = F.linear(states, weight, bias + self.tag_bias)          # what a patch says (n, K, C)
-        return each.float().logsumexp(1)
+        each = F.linear(self.mlm_head(self.norm(image[:, 1:])), self.tok_embed(self.keywords))
+        some = each.float().logsumexp(1) - math.log(each.shape[1])     # of (n, K, C), whatever K
+        return some + self.mlm_bias[self.keywords] + self.tag_bias
 
     # --- use ----------------------------------------------------------------------------------
 
@@ -1046,12 +1046,11 @@ def read_checkpoint(path, device='cpu'):
     model_config, config, iter_num, ...}. Exits with one line if it is none."""
     try:
         checkpoint = torch.load(path, map_location=device, weights_only=True)
-        config = dict(checkpoint['model_config'])
-        for old in 'itc_variant', 'psl_variant':                       # of runs before 2026-12
-            config.pop(old, None)
+        # runs until 2026-11-30 had variants, and a keyword's class for each token
+        config = {k: v for k, v in checkpoint['model_config'].items() if 'variant' not in k}
+        state = {k: v for k, v in checkpoint['model'].items() if not k.endswith('keyword')}
         model = VLModel(VLConfig(**config))
-        checkpoint['model'].pop('keyword', None)
-        model.load_state_dict(checkpoint['model'])
+        model.load_state_dict(state)
     except FileNotFoundError:
         sys.exit(f'error: no checkpoint {path}; train one first: python train.py')
     except (OSError, LookupError, TypeError, AttributeError, RuntimeError, ValueError, EOFError,

@@ -152,7 +152,7 @@ def cost_of_config():
     if (path / 'meta.json').exists():
         V, full_size = len(read_vocab()[0]), read_meta(path)['image_size']
     try:
-        print_cost(model_config(vocab_size=V, full_size=full_size, n_keywords=4096))
+        print_cost(model_config(vocab_size=V, full_size=full_size, n_keywords=min(V, 4096)))
     except ValueError as e:
         sys.exit(f'error: {e}')
 

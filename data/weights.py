@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 
 WRAPPERS = 'state_dict_ema', 'model_ema', 'teacher', 'model', 'state_dict'     # the first found
+# a row for each of the data's own tokens
+BY_WORD = 'tok_embed.weight', 'mlm_bias', 'keyword_head.weight', 'keyword_head.bias'
 # what a ViT may have beside the trunk: it is left out, and told
 BESIDE = ('head', 'fc_norm', 'norm.', 'pre_logits', 'attn_pool', 'decoder', 'mask_token',
           'dist_token', 'dino_head', 'ibot_head')
@@ -143,7 +145,7 @@ def load_former(model, theirs):
     n = model.config.n_patches
     of_data = {name for name, _ in model.named_buffers()}
     for name, value in theirs.items():
-        if name in of_data or name.startswith(('teacher.', 'queue', 'alpha')):
+        if name in of_data or name.startswith(('teacher.', 'queue', 'alpha', 'keywords')):
             continue
         if name not in own:
             left.append(name)
@@ -157,7 +159,7 @@ def load_former(model, theirs):
                 first = here.shape[1] - n                              # [CLS], but in the predictor
                 here[:, :first] = value[:, :first]
                 here[:, first:] = resize_grid(value[:, first:], math.isqrt(n))
-        elif name in ('mlm_bias', 'tok_embed.weight') and here.shape[1:] == value.shape[1:]:
+        elif name in BY_WORD and here.shape[1:] == value.shape[1:]:
             here[mine] = value[its]
             here[len(vocab):] = value[len(its_vocab):]                     # [MASK] and [CLS]
         elif here.shape == value.shape:

@@ -1,5 +1,5 @@
-"""--task=tags: which content words do the patches say (tag)? Those more likely than not against those
-of the picture's text: precision, recall, F1; and of the picture half the set away."""
+"""--task=tags: which content words do the patches say (tag)? Those more likely than not against
+those of the picture's text: precision, recall, F1; and of the picture half the set away."""
 from runs.writing import scores
 
 def judge(model, data, pairs, k):
