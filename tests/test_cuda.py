@@ -197,7 +197,7 @@ from dataclasses import fields
 from model import VLConfig, VLModel
 from runs.muon import orthogonal
 from test_model import make_batch
-config = configure(vars(train), VLConfig, argv=sys.argv[1:2])
+config = configure(vars(train), VLConfig, argv=sys.argv[1:])
 knobs = {f.name: config[f.name] for f in fields(VLConfig) if f.name in config}
 alone = round(2 * config['n_unimodal'] / config['n_layer'])
 c = VLConfig(**knobs | dict(n_layer=2, n_unimodal=alone, n_head=2, n_embd=64, proj_dim=16,
@@ -271,9 +271,12 @@ def null_gpu(request, tmp_path_factory):
     return python
 
 
-@pytest.mark.parametrize('preset', sorted(p.name for p in ROOT.glob('config/*.py')))
-def test_it_compiles_for_sm_90_in_one_graph(null_gpu, preset):
-    said = null_gpu(MODEL, f'config/{preset}')
+PRESETS = sorted(p.name for p in ROOT.glob('config/*.py'))
+
+
+@pytest.mark.parametrize('argv', [*PRESETS, 'full.py --tag=1'])
+def test_it_compiles_for_sm_90_in_one_graph(null_gpu, argv):
+    said = null_gpu(MODEL, *f'config/{argv}'.split())
     # forward and backward
     assert said.count('compiled') == 2 and '4 CUDA graphs' in said, said
 
