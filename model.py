@@ -933,10 +933,10 @@ class VLModel(nn.Module):
         return self.predictor(text, self.predictor.canvas(text[:, :0], nowhere), pad).float()
 
     @torch.no_grad()
-    def write(self, patches, length=16, steps=8):
-        """Pictures (B, N, P) uint8 -> words (B, length) about them, from all [MASK]: each step
-        keeps the surest (Mask-Predict, 1904.09324). Nothing but the picture goes in."""
-        B, device = len(patches), patches.device
+    def write(self, patches, length=16, steps=None):
+        """Pictures (B, N, P) uint8 -> words (B, length) from nothing else: all are [MASK], and each
+        step keeps the surest (Mask-Predict, 1904.09324); without a number of steps, one word."""
+        B, device, steps = len(patches), patches.device, steps or length
         image = self.see(self.normalise(patches))
         tokens = torch.full((B, length), self.mask_id, device=device)
         pad = torch.zeros(B, 1 + length, dtype=torch.bool, device=device)
