@@ -98,7 +98,7 @@ def sheet(columns, rows, path):
     left, x = [], GAP
     for i in range(len(columns)):
         left.append(x)
-        x += GAP + CELL * (2 if any(isinstance(row[i], str) for row in rows) else 1)
+        x += GAP + CELL * (5 if any(isinstance(row[i], str) for row in rows) else 2) // 2
     page = Image.new('RGB', (x, TOP + len(rows) * (CELL + GAP)), 'white')
     pen = ImageDraw.Draw(page)
     for title, x in zip(columns, left):
@@ -108,7 +108,7 @@ def sheet(columns, rows, path):
         y = TOP + y * (CELL + GAP)
         for x, cell in zip(left, row):
             if isinstance(cell, str):
-                lines = [textwrap.fill(line, 40) for line in cell.split('\n')]
+                lines = [textwrap.fill(line, 52) for line in cell.split('\n')]
                 pen.multiline_text((x, y), '\n'.join(lines), 'black', font)
                 continue
             picture, rim = cell if isinstance(cell, tuple) else (cell, None)
