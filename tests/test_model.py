@@ -645,6 +645,8 @@ def test_writing_and_painting_have_the_right_shapes(checkpoint):
     batch = make_batch(m.config, 3)
     words = m.write(batch['patches'], length=7, steps=3)
     assert words.shape == (3, 7) and words.max() < m.config.vocab_size, 'nothing is left masked'
+    each, few = (m.write(batch['patches'], 7, steps) for steps in (7, 2))
+    assert torch.equal(m.write(batch['patches'], 7), each) and not torch.equal(each, few)
     assert m.paint(words, torch.zeros(3, 8, dtype=torch.bool)).shape == (3, 16, 192)
 
 
@@ -1004,6 +1006,7 @@ def test_what_was_asked_for_and_has_nothing_to_work_on_says_so():
 
 
 def test_the_teacher_follows_slowly_without_gradient_or_training_mode():
+    assert build(psl=1.0).teacher is None, 'only soft targets and a queue ask for one'
     m = build(distill=0.4, distill_iters=10)
     m.train()
     assert (
@@ -1088,6 +1091,7 @@ def test_a_word_said_twice_stays_a_pseudo_label(monkeypatch):
 def test_a_picture_is_tagged_with_the_content_words_of_its_text_by_any_of_its_patches():
     """Recomputed by hand; words that are no content words, said twice or padding change nothing."""
     m = build(tag=1.0, itc=0.0, mim=0.0, parts='xmm_text:1', n_keywords=30).eval()
+    torch.nn.init.normal_(m.mlm_bias)
     batch = make_batch(m.config, 4)
     batch['tokens'][0, :4], batch['pad'][0] = torch.tensor([8, 8, 9, 20]), torch.arange(T) > 3
     want, keep = [], batch['noise_image'].argsort(1)[:, :8]
