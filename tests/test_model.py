@@ -645,9 +645,23 @@ def test_writing_and_painting_have_the_right_shapes(checkpoint):
     batch = make_batch(m.config, 3)
     words = m.write(batch['patches'], length=7, steps=3)
     assert words.shape == (3, 7) and words.max() < m.config.vocab_size, 'nothing is left masked'
-    each, few = (m.write(batch['patches'], 7, steps) for steps in (7, 2))
-    assert torch.equal(m.write(batch['patches'], 7), each) and not torch.equal(each, few)
     assert m.paint(words, torch.zeros(3, 8, dtype=torch.bool)).shape == (3, 16, 192)
+
+
+def test_one_word_is_written_at_a_time(checkpoint, monkeypatch):
+    m, _ = checkpoint
+    patches, read, blank = make_batch(m.config, 3)['patches'], m.read, []
+
+    def counted(tokens, pad):
+        blank.append((tokens == m.mask_id).sum(1).unique().tolist())
+        return read(tokens, pad)
+
+    monkeypatch.setattr(m, 'read', counted)
+    m.write(patches, 7)
+    assert blank == [[7], [6], [5], [4], [3], [2], [1]]
+    blank.clear()
+    m.write(patches, 7, steps=2)
+    assert blank == [[7], [3]]
 
 
 @pytest.mark.parametrize('content', [b'', b'garbage', b'PK\x03\x04'])
