@@ -6,6 +6,6 @@ parts = 'xmm_text:1'
 keep_hi = 1.0
 mask_rate = .15
 whole_word = False
-mlm, mim, itc, itm, psl = 1.0, 0.0, 1.0, 1.0, 0.0
+mlm, mim, itc, itm, psl, tag = 1.0, 0.0, 1.0, 1.0, 0.0, 0.0
 distill = .4
 queue_size = 8 * batch_size          # the paper: 65536 = 128 batches

@@ -3,5 +3,5 @@
 parts = 'text_only:1'
 mask_rate = .15
 whole_word = False
-mlm, mim, itc, itm, psl = 1.0, 0.0, 0.0, 0.0, 0.0
+mlm, mim, itc, itm, psl, tag = 1.0, 0.0, 0.0, 0.0, 0.0, 0.0
 best_by = 'val/mlm'

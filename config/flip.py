@@ -3,5 +3,5 @@
 n_unimodal = n_layer
 parts = 'clean:1'
 keep_hi = .5
-mlm, mim, itc, itm, psl = 0.0, 0.0, 1.0, 0.0, 0.0
+mlm, mim, itc, itm, psl, tag = 0.0, 0.0, 1.0, 0.0, 0.0, 0.0
 best_by = 'val/itc'

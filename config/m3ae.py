@@ -5,5 +5,5 @@ n_unimodal = 0
 parts = 'joint:1'
 keep_lo = .25
 whole_word = False
-mlm, mim, itc, itm, psl = .5, 1.0, 0.0, 0.0, 0.0
+mlm, mim, itc, itm, psl, tag = .5, 1.0, 0.0, 0.0, 0.0, 0.0
 best_by = 'val/mlm'

@@ -3,5 +3,5 @@
 parts = 'image_only:1'
 keep_lo = .25
 mim_target = 'norm_pix'
-mlm, mim, itc, itm, psl = 0.0, 1.0, 0.0, 0.0, 0.0
+mlm, mim, itc, itm, psl, tag = 0.0, 1.0, 0.0, 0.0, 0.0, 0.0
 best_by = 'val/mim'

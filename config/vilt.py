@@ -5,5 +5,5 @@ n_unimodal = 0
 parts = 'xmm_text:1'
 keep_hi = 1.0
 mask_rate = .15
-mlm, mim, itc, itm, psl = 1.0, 0.0, 0.0, 1.0, 0.0
+mlm, mim, itc, itm, psl, tag = 1.0, 0.0, 0.0, 1.0, 0.0, 0.0
 best_by = 'val/mlm'

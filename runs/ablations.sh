@@ -8,12 +8,13 @@
 # full recipe take the one of full.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/env.sh"
-: "${TFLOP:=8}" "${SEEDS:=0 1 2}" "${LRS:=2e-3 8e-3}" "${MODEL=--n_embd=96 --n_head=3}"
+: "${TFLOP:=8}" "${SEEDS:=0 1 2}" "${LRS:=2e-3 8e-3}"
+: "${MODEL=--dataset=scenes600 --n_layer=6 --n_embd=96 --n_head=3 --mask_rate=.4 --tag=0}"
 : "${DTYPE:=auto}" "${DATA:=config/demo.py}" "${OUT:=out/ablations$TFLOP}"
 first=${SEEDS%% *}
-[ -f data/scenes/meta.json ] || {
-    python data/scenes/prepare.py
-    python prepare.py data/scenes/videos --dataset=scenes --image_size=64 --patch_size=8
+[ -f data/scenes600/meta.json ] || {
+    python data/scenes/prepare.py --n_videos=600 --out=data/scenes/videos600
+    python prepare.py data/scenes/videos600 --dataset=scenes600 --image_size=64 --patch_size=8
 }
 
 learn() { # folder, flags...: trained and evaluated, unless it already is
@@ -21,7 +22,7 @@ learn() { # folder, flags...: trained and evaluated, unless it already is
     # shellcheck disable=SC2086
     python train.py "$DATA" $MODEL --batch_size=64 --warmup_iters=50 --dtype="$DTYPE" \
         --tflop_budget="$TFLOP" --eval_interval=1000000 "${@:2}" --out_dir="$1"
-    python eval.py --run="$1" --checkpoint=latest --truth="${TRUTH-data/scenes/videos/truth}" \
+    python eval.py --run="$1" --checkpoint=latest --truth="${TRUTH-data/scenes/videos600/truth}" \
         --candidates=500 --task=retrieval,words,patches,tags,ground
 }
 best() { # folders -> the one with the best last validation: R@1, or the loss if nothing is ranked

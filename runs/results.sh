@@ -6,8 +6,8 @@
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 common="--dtype=${DTYPE:=auto}"
-# patches of 8 pixels, contrast at full weight, no tag: config/scenes.py until 30 November 2026
-small="--patch_size=8 --itc=1 --tag=0"
+# config/scenes.py until 30 November 2026: patches of 8 pixels, contrast at full weight, no tag
+small="--patch_size=8 --n_layer=6 --n_unimodal=4 --batch_size=128 --mask_rate=.4 --itc=1 --tag=0"
 base=out/scenes8 matched=out/scenes8-itm
 videos=data/scenes/videos2400 tasks=data/scenes/tasks2400
 

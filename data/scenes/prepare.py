@@ -1,7 +1,7 @@
 """The embedded demo set: narrated videos of simple scenes, with the full truth about them. No
 download, no weights.
 
-    python data/scenes/prepare.py     20 s: 600 videos, .vtt, truth/*.json in data/scenes/videos/
+    python data/scenes/prepare.py     40 s: 1,200 videos, .vtt, truth/*.json in data/scenes/videos/
     python prepare.py data/scenes/videos --dataset=scenes --image_size=64 --patch_size=8
 
 A video is a sequence of scenes: two or three objects with a colour, a shape, a size and a place on
@@ -21,7 +21,7 @@ from PIL import Image, ImageDraw
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from configurator import at_least, configure
 
-n_videos = 600
+n_videos = 1200
 scenes_per_video = 16
 size = 128                       # pixels per side
 seed = 0
