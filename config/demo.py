@@ -2,8 +2,8 @@
 out_dir = 'out/demo'
 dataset = 'scenes'
 context_s = 0.0              # the voice speaks of a scene while it is shown, and of nothing else
-image_size, patch_size = 64, 16   # 16 patches: 0.3 GFLOP per pair
-n_layer, n_unimodal = 4, 2   # few layers, small batches: in minutes steps count most
+image_size, patch_size = 64, 16   # 16 patches: 0.2 GFLOP per pair
+n_layer, n_unimodal = 4, 2   # few layers, small batches: more steps in as many minutes
 n_embd, n_head = 128, 4
 batch_size = 64
 parts = 'clean:3,xmm_text:6,xmm_image:1,amm_text:4,amm_image:2'

@@ -6,7 +6,7 @@
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 common="--dtype=${DTYPE:=auto}"
-# config/scenes.py until 30 November 2026: patches of 8 pixels, contrast at full weight, no tag
+# config/scenes.py until 30 November 2026
 small="--patch_size=8 --n_layer=6 --n_unimodal=4 --batch_size=128 --mask_rate=.4 --itc=1 --tag=0"
 base=out/scenes8 matched=out/scenes8-itm
 videos=data/scenes/videos2400 tasks=data/scenes/tasks2400
@@ -30,7 +30,7 @@ python train.py config/scenes.py $small --parts=xmm_text:3,xmm_image:3,amm_text:
 # the matching head needs contrast to find hard negatives, so it comes after
 python train.py config/scenes.py $small --init_from=$base/best.pt --itm=1 \
     --parts=xmm_text:6,xmm_image:2,amm_text:2,amm_image:2,clean:4 --learning_rate=2e-3 \
-    --warmup_iters=30 --max_iters=400 $common --out_dir=$matched
+    --warmup_iters=30 --max_iters=400 --eval_interval=300 $common --out_dir=$matched
 
 python eval.py --run=$base --truth=$videos/truth
 python eval.py --run=$matched --truth=$videos/truth

@@ -1,7 +1,7 @@
 """The embedded demo set: narrated videos of simple scenes, with the full truth about them. No
 download, no weights.
 
-    python data/scenes/prepare.py     40 s: 1,200 videos, .vtt, truth/*.json in data/scenes/videos/
+    python data/scenes/prepare.py     20 s: 1,200 videos, .vtt, truth/*.json in data/scenes/videos/
     python prepare.py data/scenes/videos --dataset=scenes --image_size=64 --patch_size=8
 
 A video is a sequence of scenes: two or three objects with a colour, a shape, a size and a place on
