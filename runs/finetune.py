@@ -134,8 +134,7 @@ def with_words_of(model, rows):
         said.update(gpt2_encoding().encode_ordinary(' ' + ' '.join(row['text'].split())))
     vocab = model.vocab.tolist()
     vocab = torch.tensor(vocab + sorted(said - set(vocab)))
-    c = replace(model.config, vocab_size=len(vocab), psl=0., tag=0., distill=0.,
-                queue_size=0)
+    c = replace(model.config, vocab_size=len(vocab), psl=0., tag=0., distill=0., queue_size=0)
     wide = models.VLModel(c, vocab, torch.ones(len(vocab) + 2, dtype=torch.bool),
                           model.pixel_mean.cpu(), model.pixel_std.cpu())
     load_former(wide, {name: x.cpu() for name, x in model.state_dict().items()})

@@ -606,8 +606,8 @@ def test_torchrun_passes_on_what_stops_it(ranks):
 
 @pytest.mark.slow
 def test_memory_does_not_grow(scenes, tmp_path):
-    """4,000 steps with validation and checkpoints, twice those of config/demo.py: the peak
-    of the first tenth stays the peak."""
+    """4,000 steps with validation and checkpoints, twice those of config/demo.py: the peak of the
+    first tenth stays the peak."""
     argv = command(
         scenes, tmp_path / 'run', max_iters=4000, eval_interval=200, log_interval=100, **FULL
     )
