@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 
 import model as models
-from configurator import ConfigError, at_least, configure, knobs, read_file
+from configurator import ConfigError, at_least, configure, knobs, read_file, shares
 from data.arrays import CAPTIONS, Frames, open_sets, unpatchify
 from data.pictures import as_picture, evenly, sheet
 from data.scenes import truth as truths
@@ -38,6 +38,7 @@ task = 'retrieval,words,patches,tags,writing,ground,pictures,curves'    # or a f
 candidates = 1000                # pairs to retrieve among, at most: their words do not overlap
 distinct = False                 # of pictures with the same words only one: many drew an arrow
 rerank = 16                      # itm looks again at so many of itc's best
+mask_rate = 0.                   # share of the words that are masked; 0: as in training
 table = ''                       # a pattern of run folders to compare, instead of --run
 truth = ''                       # folder with NAME.json per video: what is to be seen when
 seed = 0
@@ -48,7 +49,7 @@ device = 'auto'
 
 MATRIX = 1000                    # pictures that are told from all texts by likelihood,
 MATCHED = 200                    # by itm, without itc to choose the best by
-JUDGED = 'candidates', 'distinct', 'truth'       # the settings that numbers hang on
+JUDGED = 'candidates', 'distinct', 'mask_rate', 'truth'    # the settings that numbers hang on
 
 # ----------------------------------------------------------------------------------------------
 # the run
@@ -60,6 +61,7 @@ def open_run(config):
     if k.checkpoint == 'best' and not path.exists():                   # a run without validation
         path = path.with_name('latest.pt')
     model, state = models.read_checkpoint(path, open_device(k.device))
+    model.config.mask_rate = k.mask_rate or model.config.mask_rate
     k.data_dir = k.data_dir or state['config']['data_dir']
     k.context_s = state['config']['context_s']
     k.dataset = k.dataset or state['config']['dataset'].split(',')[0]
@@ -177,8 +179,7 @@ def retrieval(model, data, pairs, k):
 
 def protocol(data, pairs, kept, k):
     """Among what is retrieved."""
-    n = len(pairs[0])
-    m = len(kept.owner)
+    n, m = len(pairs[0]), len(kept.owner)
     said = {tuple(data.tokens[a:a + b]) for a, b in zip(kept.start, kept.length)}
     rule = 'any caption of a picture is right'
     if m == n:
@@ -306,8 +307,7 @@ def words(model, data, pairs, k):
     return word_numbers(total, said)
 
 def word_numbers(total, said):
-    out = {}
-    n = int(said.sum())
+    out, n = {}, int(said.sum())
     for name, (right, bits) in total.items():
         out |= {f'mlm_acc_{name}': right / n, f'mlm_bits_{name}': bits / n}
     if 'shuffled' in total:        # per token: about 0 if pictures and words have nothing in common
@@ -377,8 +377,7 @@ def find_tasks(argv):
         elif arg.endswith(('.py', '.json')):
             with suppress(ConfigError, KeyError):                      # configure will tell
                 asked = str(read_file(arg, {k: globals()[k] for k in knobs(globals())})['task'])
-    alone = []
-    judges = list(JUDGES)
+    judges, alone = list(JUDGES), []
     for path in sorted(Path(__file__).with_name('runs').glob('*.py')):
         if what := re.search(r'^def (judge|main)\(model, ', path.read_text(), re.M):
             (judges if what[1] == 'judge' else alone).append(path.stem)
@@ -391,6 +390,7 @@ def find_tasks(argv):
 @torch.no_grad()
 def main(config, tasks):
     at_least(config, candidates=1, rerank=0, batch_size=1, n_pictures=1, write_length=1, seed=0)
+    shares(config, 'mask_rate')
     if config['table']:
         return compare(config['table'])
     if ',' in config['dataset'] and 'search' not in tasks:

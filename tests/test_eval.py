@@ -245,6 +245,7 @@ def test_reconstruction_keeps_what_is_visible_and_shuffling_changes_the_video(tr
         (['--rn=x'], "did you mean 'run'"),
         (['--candidates=0'], '--candidates must be 1 or more'),
         (['--rerank=-1'], '--rerank must be 0 or more'),
+        (['--mask_rate=1.5'], '--mask_rate must be from 0 to below 1'),
         (['--data_dir=moved'], 'say where it is by now: --data_dir'),
         (['--device=gpu'], '--device=gpu'),
         (['--dataset=a,b'], 'one set at a time'),
@@ -280,7 +281,12 @@ def test_a_set_that_moved_a_task_in_a_file_and_how_it_was_judged(scenes, untrain
     found = judge(file, '--task', 'words', '--candidates=9')
     assert found.keys() >= {'patches', 'words'} and 'curves' not in found
     assert [found[task]['judged']['candidates'] for task in ('patches', 'words')] == [7, 9]
-    assert settings(run)['judged: words'] == dict(candidates=9, distinct=False, truth='')
+    kept = dict(candidates=9, distinct=False, mask_rate=0.0, truth='')
+    assert settings(run)['judged: words'] == kept
+    masked = [judge('--task=words', f'--mask_rate={rate}')['words'] for rate in (0.1, 0, 0.9)]
+    few, some, most = (found['masked_tokens'] for found in masked)
+    assert few < some / 2 < some < most / 2, 'at 0 it is the rate of training, .4'
+    assert masked[2]['judged']['mask_rate'] == 0.9
     (tmp_path / 'broken.py').write_text('task = = 3')
     with pytest.raises(SystemExit, match='broken.py is broken'):
         judge(tmp_path / 'broken.py')
