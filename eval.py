@@ -38,7 +38,7 @@ task = 'retrieval,words,patches,tags,writing,ground,pictures,curves'    # or a f
 candidates = 1000                # pairs to retrieve among, at most: their words do not overlap
 distinct = False                 # of pictures with the same words only one: many drew an arrow
 rerank = 16                      # itm looks again at so many of itc's best
-mask_rate = 0.                   # share of the words that are masked; 0: as in training
+mask_rate = 0.                   # share of the words masked for words; 0: the run's own
 table = ''                       # a pattern of run folders to compare, instead of --run
 truth = ''                       # folder with NAME.json per video: what is to be seen when
 seed = 0
@@ -49,7 +49,7 @@ device = 'auto'
 
 MATRIX = 1000                    # pictures that are told from all texts by likelihood,
 MATCHED = 200                    # by itm, without itc to choose the best by
-JUDGED = 'candidates', 'distinct', 'mask_rate', 'truth'    # the settings that numbers hang on
+JUDGED = 'candidates', 'distinct', 'truth'       # the settings that numbers hang on
 
 # ----------------------------------------------------------------------------------------------
 # the run
@@ -304,7 +304,7 @@ def words(model, data, pairs, k):
             logits = model.word_logits(states).float()[hidden.used]
             nats = F.cross_entropy(logits, target, reduction='sum').item()
             total[name] += [(logits.argmax(-1) == target).sum().item(), nats / math.log(2)]
-    return word_numbers(total, said)
+    return word_numbers(total, said) | dict(mask_rate=c.mask_rate)
 
 def word_numbers(total, said):
     out, n = {}, int(said.sum())
