@@ -319,8 +319,8 @@ def psnr(squares):
     return -10 * math.log10(max(float(np.mean(squares)), 1e-10))
 
 def mean_picture(model, data):
-    """Of the training set -> (N, P) in [0, 1]."""
-    training = Frames(data.path, 'train', silent=True)
+    """Of the training set, else of what is judged -> (N, P) in [0, 1]."""
+    training = next(d for d in (Frames(data.path, 'train', silent=True), data) if len(d.frames))
     sample = np.linspace(0, len(training.frames) - 1, min(2000, len(training.frames))).astype(int)
     return training.pictures(sample, model.config, model.vocab.device).float().mean(0) / 255
 

@@ -16,13 +16,14 @@ from data.scenes import truth
 from runs import caption, ground, paint
 from runs.table import numbers, settings
 from runs.writing import judge, scores
+from test_packs import pairs_list
 from test_train import command
 
 
 def opened(run, **settings):
     """-> model, k, as a task gets them."""
     k = dict(run=str(run), checkpoint='best', dataset='', data_dir='', device='cpu', batch_size=64)
-    return evaluation.open_run(k | dict(write_length=16, distinct=False) | settings)
+    return evaluation.open_run(k | dict(write_length=16, distinct=False, mask_rate=0) | settings)
 
 
 def train_split(model, k):
@@ -291,6 +292,22 @@ def test_a_set_that_moved_a_task_in_a_file_and_how_it_was_judged(scenes, untrain
     (tmp_path / 'broken.py').write_text('task = = 3')
     with pytest.raises(SystemExit, match='broken.py is broken'):
         judge(tmp_path / 'broken.py')
+
+
+def test_a_set_without_training_pictures_is_judged(trained, tmp_path):
+    run, folder = tmp_path / 'run', tmp_path / 'held'
+    shutil.copytree(trained, run)
+    folder.mkdir()
+    pairs = pairs_list(folder, 8, split='test', caption='a small red circle and a big blue square')
+    sizes = ['--image_size=40', '--patch_size=8']
+    where = ['--dataset=held', f'--data_dir={tmp_path}/data']
+    made = script('prepare.py', f'--pairs={pairs}', *where, *sizes)
+    assert made.returncode == 0 and 'to judge by' in made.stdout, made.stderr
+    done = evaluate(f'--run={run}', *where, '--task=retrieval,words,patches,tags,pictures')
+    assert done.returncode == 0, done.stderr
+    found = json.loads((run / 'eval-held.json').read_text())
+    assert 'unlearned_i2t_r1' not in found['retrieval']
+    assert found['patches']['psnr_mean_picture'] > 0
 
 
 def test_runs_without_some_objectives_say_so(scenes, tmp_path):
