@@ -336,8 +336,7 @@ def patches(model, data, pairs, k):
     mean = mean_picture(model, data)
     everything = list(data.batches(pairs, c, model.vocab.device, k.batch_size))
     tokens, pad = (torch.cat([batch[i] for batch in everything]) for i in (2, 3))
-    errors = {}
-    painted = {name: [] for name in partner}
+    errors, painted = {}, {}
     for rows, x, _, _, noise in everything:
         real = x.float() / 255
         found = dict(mean_picture=(mean - real).square().mean((1, 2)))
@@ -347,7 +346,7 @@ def patches(model, data, pairs, k):
         for name, other in partner.items():
             some = to_pixels(model, model.paint(tokens[other[rows]], pad[other[rows]]))
             found[name] = (some - real).square().mean((1, 2))
-            painted[name].append(unpatchify(some, c.patch_size).cpu())
+            painted.setdefault(name, []).append(unpatchify(some, c.patch_size).cpu())
         for name, squares in found.items():
             errors.setdefault(name, []).extend(squares.tolist())
     out = {f'psnr_{name}': psnr(squares) for name, squares in errors.items()}
